@@ -1,0 +1,1 @@
+"""What runs in the pod: reads one run file, trains, leaves verified outputs. Started as `python -m hone_trainer`."""
