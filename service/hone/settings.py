@@ -1,0 +1,52 @@
+"""Settings of the service and of local runs: environment variables HONE_*, with defaults that work on a laptop."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _data_home() -> Path:
+    import os
+
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "hone"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set from outside."""
+
+    model_config = SettingsConfigDict(env_prefix="HONE_", frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    home: Path = Field(default_factory=_data_home)
+    """Where the database, runs, artefacts and caches of this machine are."""
+    store: str = ""
+    """Root of the artefact store, `s3://bucket/prefix` or `file:///directory`; default: `artifacts` in home."""
+    store_endpoint: str = ""
+    """Endpoint of an S3-compatible store; credentials come from the usual AWS_* variables."""
+    database: str = ""
+    """SQLAlchemy URL; default: SQLite in home."""
+    address: str = "127.0.0.1:7465"
+    """Address that `hone serve` listens on; plain text and without authentication on loopback only."""
+    server: str = ""
+    """Address of the service that the CLI and Client talk to; default: the one that owns home, else this process."""
+    namespace: str = "default"
+    """Namespace of jobs when the caller names none."""
+    gpu_profiles: Path | None = None
+    """A file of GPU profiles that replaces the shipped one."""
+    trainer_python: str = ""
+    """Python that runs the trainer of local runs; default: the one that runs this."""
+    grace_s: float = 30.0
+    """Seconds between SIGTERM and SIGKILL for a local run."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+    @property
+    def store_uri(self) -> str:
+        """Root of the artefact store."""
+        return self.store or (self.home / "artifacts").absolute().as_uri()
+
+    @property
+    def database_url(self) -> str:
+        """SQLAlchemy URL of the database."""
+        return self.database or f"sqlite:///{(self.home / 'hone.db').absolute()}"
