@@ -1,0 +1,324 @@
+"""Which values may stand together, as data: used by validation, by docs/spec.md and by a test that walks every pair.
+
+RULES are refused for good; UNSERVED will work in a later version and answers UNIMPLEMENTED until then.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from hone.errors import NotServed, Violation
+from hone.spec import JobSpec
+from hone.spec.methods import METHODS
+
+SCHEDULERS = (
+    "cosine",
+    "linear",
+    "constant",
+    "constant_with_warmup",
+    "polynomial",
+    "inverse_sqrt",
+)
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit", "adamw_bf16_sr")
+STRATEGIES = ("auto", "ddp", "zero2", "zero3", "fsdp")
+DPO_LOSSES = (
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+)
+GRPO_LOSSES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo")
+TRACKERS = ("tensorboard", "mlflow", "wandb")
+
+AXES: Mapping[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "weights": ("full", "lora"),
+    "quantization": ("none", "nf4"),
+    "strategy": STRATEGIES,
+    "optimizer": OPTIMIZERS,
+    "precision": ("auto", "bf16", "fp32"),
+    "packing": ("off", "on"),
+    "dropout": ("zero", "positive"),
+    "merged": ("off", "on"),
+}
+"""The choices that can exclude one another, and their values."""
+
+
+_PROMPTS = ("prompt", "prompt_completion", "messages")
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "sft": ("messages", "prompt_completion", "text"),
+    "dpo": ("preference",),
+    "reward": ("preference",),
+    "ppo": _PROMPTS,
+    "grpo": _PROMPTS,
+    "merge": ("auto",),
+}
+"""What a row may hold, for each method."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Values of axes that must not meet."""
+
+    when: Mapping[str, str]
+    path: str
+    message: str
+
+
+RULES: tuple[Rule, ...] = (
+    Rule({"quantization": "nf4", "weights": "full"}, "quantization",
+         "nf4 needs adapter.lora (QLoRA): add an adapter, or remove quantization."),
+    Rule({"strategy": "fsdp"}, "compute.strategy",
+         "fsdp is refused until it has been verified on GPUs: use ddp, zero2 or zero3."),
+    Rule({"weights": "full", "merged": "on"}, "output.merged",
+         "full fine-tuning leaves a whole model, there is no adapter to merge: remove merged."),
+    *(Rule({"method": method, "dropout": "positive"}, "adapter.lora.dropout",
+           f"{method} compares log-probabilities of two forward passes, which dropout makes differ: set it to 0.")
+      for method in ("dpo", "ppo", "grpo")),
+    Rule({"method": "ppo", "strategy": "zero3"}, "compute.strategy",
+         "ppo generates with whole weights, zero3 shards them: use ddp or zero2."),
+    Rule({"weights": "lora", "optimizer": "adamw_bf16_sr"}, "training.optimizer",
+         "adamw_bf16_sr is for full fine-tuning with bf16 weights: an adapter's weights are fp32, use adamw."),
+    Rule({"optimizer": "adamw_bf16_sr", "precision": "fp32"}, "training.optimizer",
+         "adamw_bf16_sr rounds bf16 weights: set training.precision to bf16, or use adamw."),
+    *(Rule({"strategy": strategy, "optimizer": "adamw_bf16_sr"}, "training.optimizer",
+           f"{strategy} keeps an fp32 master copy, so there is nothing to round: use adamw.")
+      for strategy in ("zero2", "zero3")),
+    *(Rule({"strategy": strategy, "optimizer": optimizer}, "training.optimizer",
+           f"{optimizer} is not verified under DeepSpeed: use adamw, or strategy ddp.")
+      for strategy in ("zero2", "zero3") for optimizer in ("adamw_8bit", "paged_adamw_8bit")),
+    Rule({"method": "merge", "weights": "lora"}, "adapter",
+         "merge takes its adapters from method.merge.adapters: remove adapter."),
+    Rule({"method": "merge", "quantization": "nf4"}, "quantization",
+         "merge reads from the adapter how its base was loaded: remove quantization."),
+    Rule({"method": "merge", "merged": "on"}, "output.merged", "merge always leaves the merged model: remove merged."),
+    *(Rule({"method": "merge", "strategy": strategy}, "compute.strategy",
+           f"merge runs in one process: remove strategy {strategy}.") for strategy in ("ddp", "zero2", "zero3")),
+    *(Rule({"method": "merge", "optimizer": optimizer}, "training.optimizer",
+           f"merge trains nothing: remove optimizer {optimizer}.") for optimizer in OPTIMIZERS[1:]),
+)  # fmt: skip
+
+UNSERVED: tuple[Rule, ...] = (
+    *(Rule({"method": method}, "method", f"Method {method} is not served by this version; sft is.")
+      for method in METHODS[1:]),
+    Rule({"quantization": "nf4"}, "quantization",
+         "QLoRA (nf4) is not served by this version; remove quantization for plain LoRA."),
+    *(Rule({"strategy": strategy}, "compute.strategy", f"Strategy {strategy} is not served by this version; ddp is.")
+      for strategy in ("zero2", "zero3")),
+    *(Rule({"optimizer": optimizer}, "training.optimizer",
+           f"Optimizer {optimizer} is not served by this version; adamw is.") for optimizer in OPTIMIZERS[1:]),
+)  # fmt: skip
+
+
+def choices(spec: JobSpec) -> dict[str, str]:
+    """The value of each axis that a request stands on."""
+    return {
+        "method": spec.method.name,
+        "weights": "lora" if spec.adapter else "full",
+        "quantization": spec.quantization or "none",
+        "strategy": spec.compute.strategy,
+        "optimizer": spec.training.optimizer,
+        "precision": spec.training.precision,
+        "packing": "on" if spec.method.sft and spec.method.sft.packing else "off",
+        "dropout": "positive" if spec.adapter and spec.adapter.lora.dropout > 0 else "zero",
+        "merged": "on" if spec.output.merged else "off",
+    }
+
+
+def violations(spec: JobSpec) -> list[Violation]:
+    """Every rule that a well-formed request breaks."""
+    chosen = choices(spec)
+    broken = [
+        Violation(path=rule.path, value=_value(rule, chosen), message=rule.message)
+        for rule in RULES
+        if all(chosen[axis] == value for axis, value in rule.when.items())
+    ]
+    return [*broken, *_word_rules(spec), *_training_rules(spec), *_data_rules(spec), *_compute_rules(spec)]
+
+
+def refuse_unserved(spec: JobSpec) -> None:
+    """Raise NotServed, with a sentence for each, when the request needs what this version does not run yet."""
+    chosen = choices(spec)
+    missing = [rule.message for rule in UNSERVED if all(chosen[axis] == value for axis, value in rule.when.items())]
+    missing += [sentence for wanted, sentence in _unserved_fields(spec) if wanted]
+    if missing:
+        raise NotServed(" ".join(missing))
+
+
+def _unserved_fields(spec: JobSpec) -> Iterator[tuple[bool, str]]:
+    scheduling = spec.scheduling
+    yield (
+        spec.compute.nodes > 1,
+        f"compute.nodes: {spec.compute.nodes} needs a cluster, which this version does not run on.",
+    )
+    yield bool(scheduling.queue or scheduling.priority), "scheduling.queue and priority need a cluster: remove them."
+    yield spec.output.hub is not None, "A push to the Hub (output.hub) is not served by this version: remove it."
+    yield bool(spec.reporting.trackers), "Trackers (reporting.trackers) are not served by this version: remove them."
+    yield bool(spec.model.new_tokens), "New tokens (model.new_tokens) are not served by this version: remove them."
+    yield (
+        bool(spec.training.checkpoint.steps),
+        "Checkpoints (training.checkpoint.steps) are not served by this version.",
+    )
+    sources = [spec.model.source, spec.dataset.source if spec.dataset else "", spec.model.tokenizer or ""]
+    for source in sources:
+        yield source.startswith("job://"), f"{source}: outputs of other jobs are not served by this version as inputs."
+
+
+def _value(rule: Rule, chosen: Mapping[str, str]) -> str:
+    axis = next(iter(rule.when))
+    return chosen[axis]
+
+
+def _word_rules(spec: JobSpec) -> Iterator[Violation]:
+    training = spec.training
+    words = [
+        ("training.scheduler", training.scheduler, SCHEDULERS),
+        ("training.optimizer", training.optimizer, OPTIMIZERS),
+        *(("reporting.trackers", tracker, TRACKERS) for tracker in spec.reporting.trackers),
+        *(("method.dpo.loss", loss, DPO_LOSSES) for loss in (spec.method.dpo.loss if spec.method.dpo else ())),
+    ]
+    if spec.method.grpo:
+        words.append(("method.grpo.loss", spec.method.grpo.loss, GRPO_LOSSES))
+    for path, word, known in words:
+        if word not in known:
+            yield Violation(path=path, value=word, message=f"{word!r} is not one of {', '.join(known)}.")
+    if spec.adapter:
+        yield from _target_rules(spec.adapter.lora.target_modules)
+
+
+def _target_rules(targets: tuple[str, ...]) -> Iterator[Violation]:
+    path = "adapter.lora.target_modules"
+    if not targets:
+        yield Violation(path=path, message="is empty: name modules, or all-linear, or remove it.")
+    if "lm_head" in targets:
+        yield Violation(path=path, value="lm_head", message="lm_head is trained in full, not adapted: put it under "
+                        "adapter.lora.modules_to_save.")  # fmt: skip
+    if len(targets) > 1 and (
+        special := [t for t in targets if t in ("all-linear", "attention") or t.startswith("re:")]
+    ):
+        yield Violation(path=path, value=special[0], message=f"{special[0]} stands alone: remove the other names.")
+    for target in targets:
+        if target.startswith("re:"):
+            try:
+                re.compile(target.removeprefix("re:"))
+            except re.error as error:
+                yield Violation(path=path, value=target, message=f"{target!r} is not a regular expression: {error}.")
+
+
+def _training_rules(spec: JobSpec) -> Iterator[Violation]:
+    training, evaluation = spec.training, spec.training.eval
+    if training.epochs is not None and training.max_steps is not None:
+        yield Violation(
+            path="training.max_steps", value=training.max_steps, message="stands beside training.epochs: give one."
+        )
+    if training.warmup_ratio is not None and training.warmup_steps is not None:
+        yield Violation(path="training.warmup_steps", value=training.warmup_steps,
+                        message="stands beside training.warmup_ratio: give one.")  # fmt: skip
+    if training.max_steps and training.warmup_steps and training.warmup_steps >= training.max_steps:
+        yield Violation(path="training.warmup_steps", value=training.warmup_steps,
+                        message=f"leaves no step after the warm-up: below max_steps ({training.max_steps}).")  # fmt: skip
+    if evaluation.keep_best and evaluation.steps is None:
+        yield Violation(
+            path="training.eval.keep_best", value=True, message="needs training.eval.steps: how often to look."
+        )
+    if evaluation.early_stopping_patience and not (evaluation.steps and evaluation.keep_best):
+        yield Violation(path="training.eval.early_stopping_patience", value=evaluation.early_stopping_patience,
+                        message="needs training.eval.steps and training.eval.keep_best.")  # fmt: skip
+    yield from _eval_set_rules(spec)
+
+
+def _eval_set_rules(spec: JobSpec) -> Iterator[Violation]:
+    dataset, evaluation = spec.dataset, spec.training.eval
+    if dataset is None or dataset.eval_source or dataset.eval_split or dataset.eval_fraction:
+        return
+    asked = {
+        "training.eval.steps": evaluation.steps,
+        "training.eval.at_start": evaluation.at_start,
+        "training.eval.max_rows": evaluation.max_rows,
+        "reporting.samples.prompts": spec.reporting.samples.prompts,
+    }
+    for path, value in asked.items():
+        if value:
+            yield Violation(path=path, value=value, message="needs an evaluation set: add dataset.eval_source, "
+                            "dataset.eval_split or dataset.eval_fraction.")  # fmt: skip
+
+
+def _data_rules(spec: JobSpec) -> Iterator[Violation]:
+    dataset, method = spec.dataset, spec.method.name
+    if dataset is None and method != "merge":
+        yield Violation(path="dataset", message=f"is required by {method}: the rows to learn from.")
+    if dataset is not None and method == "merge":
+        yield Violation(path="dataset", message="merge reads no data set: remove it.")
+    for path, source in _sources(spec):
+        yield from _source_rules(path, source)
+    if dataset is None:
+        return
+    if dataset.eval_fraction and (dataset.eval_split or dataset.eval_source):
+        yield Violation(path="dataset.eval_fraction", value=dataset.eval_fraction,
+                        message="stands beside eval_split or eval_source: give one.")  # fmt: skip
+    if dataset.format != "auto" and dataset.format not in FORMATS[method]:
+        yield Violation(path="dataset.format", value=dataset.format,
+                        message=f"{dataset.format} does not fit {method}: use {' or '.join(FORMATS[method])}.")  # fmt: skip
+
+
+def _sources(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    yield "model.source", spec.model.source
+    if spec.model.tokenizer:
+        yield "model.tokenizer", spec.model.tokenizer
+    if spec.dataset:
+        yield "dataset.source", spec.dataset.source
+        if spec.dataset.eval_source:
+            yield "dataset.eval_source", spec.dataset.eval_source
+
+
+def _source_rules(path: str, source: str) -> Iterator[Violation]:
+    scheme, _, rest = source.partition("://")
+    if scheme == "file" and not rest.startswith("/"):
+        yield Violation(path=path, value=source, message=f"{source!r} is not absolute: write file:///directory/….")
+    if scheme == "hf" and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", rest):
+        yield Violation(
+            path=path, value=source, message=f"{source!r} is not a repository: write hf://organisation/name@revision."
+        )
+    if "@" in rest.partition("/")[0] and scheme == "s3":
+        yield Violation(path=path, message="holds user-info: credentials are given by reference, never in an address.")
+
+
+def _compute_rules(spec: JobSpec) -> Iterator[Violation]:
+    compute, training = spec.compute, spec.training
+    gpus, processes = compute.gpus_per_node, compute.processes_per_node
+    if gpus and processes and gpus != processes:
+        yield Violation(path="compute.processes_per_node", value=processes,
+                        message=f"{processes} processes do not fit {gpus} GPUs: one process for each GPU.")  # fmt: skip
+    if gpus == 0 and compute.gpu:
+        yield Violation(
+            path="compute.gpu", value=compute.gpu, message="stands beside gpus_per_node: 0; remove one of them."
+        )
+    if gpus == 0 and training.precision == "bf16":
+        yield Violation(path="training.precision", value="bf16", message="bf16 is not used on CPUs: set auto or fp32.")
+    micro, accumulation, whole = (
+        training.micro_batch_size,
+        training.gradient_accumulation_steps,
+        training.global_batch_size,
+    )
+    world = compute.nodes * (gpus or processes or 1) if (gpus is not None or processes) else None
+    if not whole:
+        return
+    parts = (micro or 1) * (accumulation or 1) * (world or 1)
+    if micro and accumulation and world and parts != whole:
+        yield Violation(path="training.global_batch_size", value=whole,
+                        message=f"contradicts {micro} rows × {accumulation} accumulated × {world} processes = {parts}: "
+                        "give two of the three.")  # fmt: skip
+    elif whole % parts:
+        yield Violation(path="training.global_batch_size", value=whole,
+                        message=f"{whole} is no multiple of {parts} (micro_batch_size × gradient_accumulation_steps × "
+                        "processes, as far as they are given).")  # fmt: skip
