@@ -136,6 +136,27 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Point:
+    """One reported number."""
+
+    step: int
+    """Optimizer step, from 1; 0 before the first."""
+    value: float
+    time: datetime
+    attempt: int
+    """Number of the attempt that reported it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricSeries:
+    """Everything that was reported under one name, in order of report."""
+
+    name: str
+    """loss, eval_loss, learning_rate, …"""
+    points: tuple[Point, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """How far the current attempt is; absent where nothing was reported yet."""
 
