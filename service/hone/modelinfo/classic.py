@@ -1,0 +1,149 @@
+"""Families with LayerNorm and a plain MLP: GPT-2, GPT-NeoX (Pythia), OPT, DistilBERT.
+
+Sources: the modeling_*.py of each family in transformers 5; their paths are the ones that PEFT matches.
+"""
+
+from hone.modelinfo.block import Block, decoder_head, embedding
+from hone.modelinfo.config import Config
+from hone.modelinfo.shape import BadConfig, Linear, ModelShape, Module
+
+
+def gpt2(config: Config) -> ModelShape:
+    """Its linear layers are Conv1D, which store the weight transposed; names and counts are the same."""
+    if config.flag("add_cross_attention", False):
+        raise BadConfig(f"config.json of {config.source} has add_cross_attention: true.", fix="Use a decoder alone.")
+    hidden, heads, positions = config.number("n_embd"), config.number("n_head"), config.number("n_positions")
+    vocab, inner = config.number("vocab_size"), config.number("n_inner", 4 * hidden)
+    tied = config.flag("tie_word_embeddings", True)
+    block = Block(prefix="transformer.h.{}", layers=range(config.number("n_layer")))
+    modules = (
+        embedding("transformer.wte", vocab, hidden),
+        embedding("transformer.wpe", positions, hidden),
+        block.layer_norm("ln_1", hidden),
+        block.linear("attn.c_attn", "attention", hidden, 3 * hidden, bias=True),
+        block.linear("attn.c_proj", "attention", hidden, hidden, bias=True),
+        block.layer_norm("ln_2", hidden),
+        block.linear("mlp.c_fc", "mlp", hidden, inner, bias=True),
+        block.linear("mlp.c_proj", "mlp", inner, hidden, bias=True),
+        Module(path="transformer.ln_f", role="norm", weights=hidden, biases=hidden),
+        decoder_head(config, hidden_size=hidden, vocab_size=vocab, tied=tied),
+    )
+    return _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+
+
+def gpt_neox(config: Config) -> ModelShape:
+    hidden, heads, vocab = (
+        config.number("hidden_size"),
+        config.number("num_attention_heads"),
+        config.number("vocab_size"),
+    )
+    inner, positions = config.number("intermediate_size"), config.number("max_position_embeddings")
+    bias, tied = config.flag("attention_bias", True), config.flag("tie_word_embeddings", False)
+    block = Block(prefix="gpt_neox.layers.{}", layers=range(config.number("num_hidden_layers")))
+    modules = (
+        embedding("gpt_neox.embed_in", vocab, hidden),
+        block.layer_norm("input_layernorm", hidden),
+        block.layer_norm("post_attention_layernorm", hidden),
+        block.linear("attention.query_key_value", "attention", hidden, 3 * hidden, bias=bias),
+        block.linear("attention.dense", "attention", hidden, hidden, bias=bias),
+        block.linear("mlp.dense_h_to_4h", "mlp", hidden, inner, bias=True),
+        block.linear("mlp.dense_4h_to_h", "mlp", inner, hidden, bias=True),
+        Module(path="gpt_neox.final_layer_norm", role="norm", weights=hidden, biases=hidden),
+        decoder_head(config, hidden_size=hidden, vocab_size=vocab, tied=tied),
+    )
+    return _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+
+
+def opt(config: Config) -> ModelShape:
+    if not config.flag("layer_norm_elementwise_affine", True):
+        raise BadConfig(
+            f"config.json of {config.source} has layer_norm_elementwise_affine: false.", fix="Use another OPT model."
+        )
+    hidden, heads, vocab = (
+        config.number("hidden_size"),
+        config.number("num_attention_heads"),
+        config.number("vocab_size"),
+    )
+    inner, positions = config.number("ffn_dim"), config.number("max_position_embeddings")
+    width = config.number("word_embed_proj_dim", hidden)
+    bias, tied = config.flag("enable_bias", True), config.flag("tie_word_embeddings", True)
+    block = Block(prefix="model.decoder.layers.{}", layers=range(config.number("num_hidden_layers")))
+    outer: list[Module] = []
+    if width != hidden:  # OPT-350m: narrow embeddings, projected out of and into the width of the layers
+        outer.append(Linear(path="model.decoder.project_out", role="mlp", in_features=hidden, out_features=width))
+        outer.append(Linear(path="model.decoder.project_in", role="mlp", in_features=width, out_features=hidden))
+    if config.flag("do_layer_norm_before", True) and not config.flag("_remove_final_layer_norm", False):
+        outer.append(Module(path="model.decoder.final_layer_norm", role="norm", weights=hidden, biases=hidden))
+    modules = (
+        embedding("model.decoder.embed_tokens", vocab, width),
+        embedding("model.decoder.embed_positions", positions + 2, hidden),  # two rows of offset, as in fairseq
+        *outer,
+        *(block.linear(f"self_attn.{n}_proj", "attention", hidden, hidden, bias=bias) for n in ("k", "v", "q", "out")),
+        block.layer_norm("self_attn_layer_norm", hidden),
+        block.linear("fc1", "mlp", hidden, inner, bias=bias),
+        block.linear("fc2", "mlp", inner, hidden, bias=bias),
+        block.layer_norm("final_layer_norm", hidden),
+        decoder_head(config, hidden_size=width, vocab_size=vocab, tied=tied),
+    )
+    return _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+
+
+def distilbert(config: Config) -> ModelShape:
+    """With its masked-language head, as published; as a classifier with `pre_classifier` and `classifier`."""
+    hidden, heads, vocab = config.number("dim"), config.number("n_heads"), config.number("vocab_size")
+    inner, positions = config.number("hidden_dim"), config.number("max_position_embeddings")
+    tied = config.flag("tie_word_embeddings", True)
+    block = Block(prefix="distilbert.transformer.layer.{}", layers=range(config.number("n_layers")))
+    modules = (
+        embedding("distilbert.embeddings.word_embeddings", vocab, hidden),
+        embedding("distilbert.embeddings.position_embeddings", positions, hidden),
+        Module(path="distilbert.embeddings.LayerNorm", role="norm", weights=hidden, biases=hidden),
+        *(block.linear(f"attention.{n}_lin", "attention", hidden, hidden, bias=True) for n in ("q", "k", "v", "out")),
+        block.layer_norm("sa_layer_norm", hidden),
+        block.linear("ffn.lin1", "mlp", hidden, inner, bias=True),
+        block.linear("ffn.lin2", "mlp", inner, hidden, bias=True),
+        block.layer_norm("output_layer_norm", hidden),
+        *_distilbert_head(config, hidden, vocab, tied),
+    )
+    return _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+
+
+def _distilbert_head(config: Config, hidden: int, vocab: int, tied: bool) -> list[Module]:
+    def linear(path: str, size_out: int) -> Linear:
+        return Linear(path=path, role="mlp", in_features=hidden, out_features=size_out, bias=True)
+
+    if (labels := config.num_labels) is not None:
+        head = Linear(path="classifier", role="head", in_features=hidden, out_features=labels, bias=True)
+        return [linear("pre_classifier", hidden), head]
+    norm = Module(path="vocab_layer_norm", role="norm", weights=hidden, biases=hidden)
+    projector = Linear(
+        path="vocab_projector", role="head", in_features=hidden, out_features=vocab, bias=True, tied=tied
+    )
+    return [linear("vocab_transform", hidden), norm, projector]
+
+
+def _shape(
+    config: Config,
+    block: Block,
+    modules: tuple[Module, ...],
+    *,
+    hidden: int,
+    heads: int,
+    inner: int,
+    positions: int,
+    tied: bool,
+) -> ModelShape:
+    return ModelShape(
+        source=config.source,
+        model_type=config.values["model_type"],
+        hidden_size=hidden,
+        num_layers=len(block.layers),
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=hidden // heads,
+        intermediate_size=inner,
+        vocab_size=config.number("vocab_size"),
+        max_position_embeddings=positions,
+        tied_embeddings=tied,
+        modules=modules,
+    )

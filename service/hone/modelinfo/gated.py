@@ -1,0 +1,129 @@
+"""Llama and its descendants: RMSNorm, rotary positions, grouped-query attention, a gated MLP.
+
+Sources: the modeling_*.py of each family in transformers 5; their paths are the ones that PEFT matches.
+"""
+
+from dataclasses import dataclass, replace
+
+from hone.modelinfo.block import Block, decoder_head, embedding
+from hone.modelinfo.config import Config
+from hone.modelinfo.shape import ModelShape, Module
+
+TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+def llama(config: Config) -> ModelShape:
+    bias = config.flag("attention_bias", False)
+    return decoder(config, Variant(qkv_bias=bias, o_bias=bias, mlp_bias=config.flag("mlp_bias", False)))
+
+
+def mistral(config: Config) -> ModelShape:
+    return decoder(config, Variant())
+
+
+def mixtral(config: Config) -> ModelShape:
+    return decoder(config, Variant(num_experts=config.number("num_local_experts")))
+
+
+def qwen2(config: Config) -> ModelShape:
+    return decoder(config, Variant(qkv_bias=True))
+
+
+def qwen3(config: Config) -> ModelShape:
+    bias = config.flag("attention_bias", False)
+    return decoder(config, Variant(qkv_bias=bias, o_bias=bias, head_norms=True, default_head_dim=128))
+
+
+def gemma(config: Config) -> ModelShape:
+    bias = config.flag("attention_bias", False)
+    return decoder(config, Variant(qkv_bias=bias, o_bias=bias, tied_by_default=True, default_head_dim=256))
+
+
+def gemma2(config: Config) -> ModelShape:
+    norms = (*TWO_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+    bias = config.flag("attention_bias", False)
+    return decoder(config, Variant(qkv_bias=bias, o_bias=bias, tied_by_default=True, default_head_dim=256, norms=norms))
+
+
+def phi3(config: Config) -> ModelShape:
+    return decoder(config, Variant(fused=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """In what a family differs from Llama."""
+
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    head_norms: bool = False
+    """An RMSNorm over each head of the queries and of the keys."""
+    fused: bool = False
+    """One qkv_proj and one gate_up_proj."""
+    num_experts: int = 0
+    norms: tuple[str, ...] = TWO_NORMS
+    tied_by_default: bool = False
+    """What the family's class says where config.json does not say `tie_word_embeddings`."""
+    default_head_dim: int | None = None
+    """Its class's own head_dim; None is hidden_size / num_attention_heads."""
+
+
+def decoder(config: Config, variant: Variant) -> ModelShape:
+    """The shape without its modules first, then the modules that follow from it."""
+    hidden, heads = config.number("hidden_size"), config.number("num_attention_heads")
+    shape = ModelShape(
+        source=config.source,
+        model_type=config.values["model_type"],
+        hidden_size=hidden,
+        num_layers=config.number("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=config.number("num_key_value_heads", heads),
+        head_dim=config.number("head_dim", variant.default_head_dim or hidden // heads),
+        intermediate_size=config.number("intermediate_size"),
+        vocab_size=config.number("vocab_size"),
+        max_position_embeddings=config.number("max_position_embeddings"),
+        tied_embeddings=config.flag("tie_word_embeddings", variant.tied_by_default),
+        num_experts=variant.num_experts,
+        num_experts_per_token=config.number("num_experts_per_tok") if variant.num_experts else 0,
+        modules=(),
+    )
+    block = Block(prefix="model.layers.{}", layers=range(shape.num_layers))
+    modules = (
+        embedding("model.embed_tokens", shape.vocab_size, hidden),
+        *_attention(shape, variant, block),
+        *(_experts(shape, block) if variant.num_experts else _mlp(shape, variant, block)),
+        *(block.rms_norm(name, hidden) for name in variant.norms),
+        Module(path="model.norm", role="norm", weights=hidden),
+        decoder_head(config, hidden_size=hidden, vocab_size=shape.vocab_size, tied=shape.tied_embeddings),
+    )
+    return replace(shape, modules=modules)
+
+
+def _attention(shape: ModelShape, variant: Variant, block: Block) -> list[Module]:
+    queries = shape.num_attention_heads * shape.head_dim
+    keys = shape.num_key_value_heads * shape.head_dim
+    sizes = {"qkv_proj": queries + 2 * keys} if variant.fused else {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+    modules: list[Module] = [
+        block.linear(f"self_attn.{name}", "attention", shape.hidden_size, size, bias=variant.qkv_bias)
+        for name, size in sizes.items()
+    ]
+    modules.append(block.linear("self_attn.o_proj", "attention", queries, shape.hidden_size, bias=variant.o_bias))
+    if variant.head_norms:
+        modules += [block.rms_norm(f"self_attn.{name}", shape.head_dim) for name in ("q_norm", "k_norm")]
+    return modules
+
+
+def _mlp(shape: ModelShape, variant: Variant, block: Block) -> list[Module]:
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    sizes = {"gate_up_proj": 2 * inner} if variant.fused else {"gate_proj": inner, "up_proj": inner}
+    inputs = [block.linear(f"mlp.{name}", "mlp", hidden, size, bias=variant.mlp_bias) for name, size in sizes.items()]
+    return [*inputs, block.linear("mlp.down_proj", "mlp", inner, hidden, bias=variant.mlp_bias)]
+
+
+def _experts(shape: ModelShape, block: Block) -> list[Module]:
+    """Transformers 5 keeps all experts in two fused tensors and the router in a bare one: no linear layer for PEFT."""
+    weights = 3 * shape.num_experts * shape.intermediate_size * shape.hidden_size
+    return [
+        block.tensor("mlp.gate", "router", shape.num_experts * shape.hidden_size),
+        block.tensor("mlp.experts", "experts", weights),
+    ]
