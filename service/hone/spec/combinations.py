@@ -226,7 +226,7 @@ def _training_rules(spec: JobSpec) -> Iterator[Violation]:
                         message="stands beside training.warmup_ratio: give one.")  # fmt: skip
     if training.max_steps and training.warmup_steps and training.warmup_steps >= training.max_steps:
         yield Violation(path="training.warmup_steps", value=training.warmup_steps,
-                        message=f"leaves no step after the warm-up: below max_steps ({training.max_steps}).")  # fmt: skip
+                        message=f"must be below max_steps ({training.max_steps}).")  # fmt: skip
     if evaluation.keep_best and evaluation.steps is None:
         yield Violation(
             path="training.eval.keep_best", value=True, message="needs training.eval.steps: how often to look."
@@ -267,8 +267,10 @@ def _data_rules(spec: JobSpec) -> Iterator[Violation]:
         yield Violation(path="dataset.eval_fraction", value=dataset.eval_fraction,
                         message="stands beside eval_split or eval_source: give one.")  # fmt: skip
     if dataset.format != "auto" and dataset.format not in FORMATS[method]:
-        yield Violation(path="dataset.format", value=dataset.format,
-                        message=f"{dataset.format} does not fit {method}: use {' or '.join(FORMATS[method])}.")  # fmt: skip
+        fix = f"use {' or '.join(FORMATS[method])}."
+        yield Violation(
+            path="dataset.format", value=dataset.format, message=f"{dataset.format} does not fit {method}: {fix}"
+        )
 
 
 def _sources(spec: JobSpec) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,376 @@
+"""The plan: whether a request fits, on what, and exactly what would run.
+
+Pure: request, model shape and hardware in; resolved request and Plan out. No network, no clock, no files. The launch
+decided here is what backends start and what the trainer checks itself against.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hone.errors import InvalidRequest, UserError, Violation
+from hone.gpus import GpuProfile
+from hone.job import Alternative, Launch, Plan
+from hone.modelinfo import (
+    ModelShape,
+    bias_parameters,
+    dora_parameters,
+    lora_parameters,
+    saved_module_parameters,
+    select,
+)
+from hone.plan.memory import GIB, Workload, breakdown, host_memory, output_sizes
+from hone.spec import Adapter, JobSpec, Lora
+
+DEFAULT_GLOBAL_BATCH_SIZE = 16
+LARGEST_MICRO_BATCH_SIZE = 64
+CPU_PARAMETERS = 500_000_000
+"""A model up to this size trains on the CPU when there is no GPU and nobody asked for one."""
+LEARNING_RATES = {"dpo": 5e-5, "ppo": 1e-5, "grpo": 1e-6}
+MODEL_FLOP_UTILIZATION = (0.20, 0.42)
+"""Share of the peak that training reaches: plain Hugging Face code at the low end, the best published at the high."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What could run it: profiles of GPUs to choose from, and what this machine has."""
+
+    profiles: Mapping[str, GpuProfile]
+    installed: tuple[GpuProfile, ...] = ()
+    cpu_cores: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """The answer: the request with every open choice decided, and the plan."""
+
+    spec: JobSpec
+    plan: Plan
+    runs_here: bool
+    why_not_here: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One kind of device to try, in how many copies on each machine."""
+
+    gpu: GpuProfile | None
+    count: int
+    capacity_bytes: int
+
+
+def make_plan(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Planned:
+    """Decide everything that the request leaves open.
+
+    Raises InvalidRequest for what only the model's shape or the hardware can tell: target modules that match nothing,
+    an unknown GPU profile, a batch that does not divide.
+    """
+    load = _workload(spec, shape)
+    devices = _devices(spec, shape, hardware)
+    launch, device, fits = _first_that_fits(spec, load, devices)
+    memory = breakdown(load, launch)
+    peak = sum(item.size_bytes for item in memory)
+    resolved = _resolve(spec, launch, device)
+    outputs = output_sizes(load, launch, spec)
+    low, high = _seconds(spec, load, launch, device)
+    plan = Plan(
+        fits=fits,
+        sentence=_sentence(spec, device, launch, peak, fits=fits),
+        gpu=device.gpu.name if device.gpu else "",
+        launch=launch,
+        memory=memory,
+        peak_bytes=peak,
+        capacity_bytes=device.capacity_bytes,
+        host_memory_bytes=host_memory(load, launch, spec, peak),
+        disk_bytes=2 * sum(outputs.values()) + shape.parameters * 2,
+        output_bytes=outputs,
+        model_family=shape.model_type,
+        parameters=shape.parameters,
+        trainable_parameters=load.trained,
+        max_steps=spec.training.max_steps,
+        seconds_low=low,
+        seconds_high=high,
+        notes=_notes(spec, device, hardware),
+        warnings=_warnings(spec, shape),
+        alternatives=() if fits else tuple(_alternatives(spec, shape, hardware)),
+    )
+    why_not = _why_not_here(plan, hardware)
+    return Planned(spec=resolved, plan=plan, runs_here=not why_not, why_not_here=why_not)
+
+
+def _workload(spec: JobSpec, shape: ModelShape) -> Workload:
+    method = spec.method
+    part = method.sft or method.dpo or method.reward
+    generation = method.ppo or method.grpo
+    length = part.max_length if part else generation.max_prompt_length + generation.max_new_tokens if generation else 8
+    full_dpo = spec.adapter is None and method.dpo is not None and not method.dpo.precompute_reference
+    return Workload(
+        shape=shape,
+        trained=_trained(spec, shape),
+        adapted=spec.adapter is not None,
+        quantized=spec.quantization == "nf4",
+        sequence_length=length,
+        rows_factor=2 if method.dpo or method.reward else 1,
+        extra_models=int(full_dpo) + (1 + int(spec.adapter is None) if generation else 0),
+        generated_tokens=generation.max_new_tokens if generation else 0,
+        packed=bool(method.sft and method.sft.packing and spec.model.attention != "flash_attention_2"),
+        dropout=bool(spec.adapter and spec.adapter.lora.dropout),
+        optimizer=spec.training.optimizer,
+    )
+
+
+def _trained(spec: JobSpec, shape: ModelShape) -> int:
+    if spec.method.name == "merge":
+        return 0
+    if spec.adapter is None:
+        return shape.parameters
+    try:
+        return _adapter_parameters(shape, spec.adapter.lora)
+    except UserError as error:
+        lora = spec.adapter.lora
+        at_targets = any(target in str(error) for target in lora.target_modules)
+        path = "adapter.lora.target_modules" if at_targets else "adapter.lora.modules_to_save"
+        value = list(lora.target_modules if at_targets else lora.modules_to_save)
+        raise InvalidRequest([Violation(path=path, value=value, message=str(error))]) from error
+
+
+@lru_cache(maxsize=1024)
+def _adapter_parameters(shape: ModelShape, lora: Lora) -> int:
+    layers = select(shape.linear_layers, lora.target_modules, exclude=lora.modules_to_save)
+    return (
+        lora_parameters(layers, rank=lora.rank)
+        + (dora_parameters(layers) if lora.use_dora else 0)
+        + bias_parameters(shape, layers, mode=lora.bias)
+        + (saved_module_parameters(shape, lora.modules_to_save) if lora.modules_to_save else 0)
+    )
+
+
+def _devices(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> list[Device]:
+    """Kinds and counts to try, the fewest and smallest first; what the request fixed stays fixed."""
+    compute = spec.compute
+    if compute.gpu is not None and compute.gpu not in hardware.profiles:
+        known = ", ".join(sorted(hardware.profiles))
+        message = f"{compute.gpu!r} is not a GPU profile of this platform: use one of {known}."
+        raise InvalidRequest([Violation(path="compute.gpu", value=compute.gpu, message=message)])
+    small = shape.parameters <= CPU_PARAMETERS and not hardware.installed and compute.gpus_per_node is None
+    if compute.gpus_per_node == 0 or (small and compute.gpu is None):
+        processes = compute.processes_per_node or 1
+        return [Device(gpu=None, count=processes, capacity_bytes=hardware.memory_bytes // processes)]
+    if compute.gpu:
+        kinds = [hardware.profiles[compute.gpu]]
+    elif hardware.installed:
+        kinds = [hardware.installed[0]]
+    else:
+        kinds = sorted(hardware.profiles.values(), key=lambda gpu: (gpu.memory_bytes, gpu.dense_tflops))
+    wanted = compute.gpus_per_node or compute.processes_per_node
+    return [
+        Device(gpu=gpu, count=count, capacity_bytes=gpu.memory_bytes)
+        for count in ([wanted] if wanted else (1, 2, 4, 8))
+        for gpu in kinds
+        if wanted or count <= (len(hardware.installed) if gpu in hardware.installed else gpu.gpus_per_node)
+    ]
+
+
+def _first_that_fits(spec: JobSpec, load: Workload, devices: list[Device]) -> tuple[Launch, Device, bool]:
+    last: tuple[Launch, Device] | None = None
+    refusal: InvalidRequest | None = None
+    for device in devices:
+        try:
+            for launch in _launches(spec, device):
+                last = (launch, device)
+                if sum(item.size_bytes for item in breakdown(load, launch)) <= device.capacity_bytes:
+                    return launch, device, True
+        except InvalidRequest as error:
+            refusal = refusal or error
+    if last is None:
+        raise refusal or AssertionError("a request always has a device to try")
+    return (*last, False)
+
+
+def _launches(spec: JobSpec, device: Device) -> Iterator[Launch]:
+    """Ways to run it on one kind of device, the fastest first."""
+    compute, training = spec.compute, spec.training
+    world = compute.nodes * device.count
+    if compute.strategy != "auto":
+        strategies: tuple[str, ...] = (compute.strategy,)
+    else:
+        strategies = ("ddp",) if world == 1 or (spec.adapter and not device.gpu) else ("ddp", "zero2", "zero3")
+    precision = training.precision
+    if precision == "auto":
+        precision = "bf16" if device.gpu and device.gpu.bf16 else "fp32"
+    asked = training.activation_checkpointing
+    for strategy in strategies:
+        for checkpointing in (False, True) if asked is None else (asked,):
+            for micro, accumulation in _batches(spec, world):
+                yield Launch(
+                    launcher="direct" if world == 1 else "accelerate",
+                    strategy="none" if world == 1 and strategy == "ddp" else strategy,
+                    device="cuda" if device.gpu else "cpu",
+                    nodes=compute.nodes,
+                    processes_per_node=device.count,
+                    gpus_per_node=device.count if device.gpu else 0,
+                    precision=precision,
+                    micro_batch_size=micro,
+                    gradient_accumulation_steps=accumulation,
+                    activation_checkpointing=checkpointing,
+                )
+
+
+def _batches(spec: JobSpec, world: int) -> list[tuple[int, int]]:
+    """Micro-batch and accumulation, the largest micro-batch first; all of the same global batch."""
+    training = spec.training
+    micro, accumulation = training.micro_batch_size, training.gradient_accumulation_steps
+    if micro and accumulation:
+        return [(micro, accumulation)]
+    whole = training.global_batch_size
+    if whole is None:
+        fixed = (micro or 1) * (accumulation or 1) * world
+        whole = fixed * max(1, DEFAULT_GLOBAL_BATCH_SIZE // fixed)
+    if whole % world:
+        message = f"{whole} is no multiple of {world} processes: every process takes as many rows."
+        raise InvalidRequest([Violation(path="training.global_batch_size", value=whole, message=message)])
+    rows = whole // world
+    sizes = [micro] if micro else [n for n in range(min(rows, LARGEST_MICRO_BATCH_SIZE), 0, -1) if rows % n == 0]
+    pairs = [(size, rows // size) for size in sizes if rows % size == 0 and accumulation in (None, rows // size)]
+    if not pairs:
+        message = f"{whole} cannot be made of the given micro_batch_size and accumulation on {world} processes."
+        raise InvalidRequest([Violation(path="training.global_batch_size", value=whole, message=message)])
+    return pairs
+
+
+def _resolve(spec: JobSpec, launch: Launch, device: Device) -> JobSpec:
+    training = spec.training
+    rate = 2e-4 if spec.adapter else 2e-5
+    warmup = 0.03 if training.warmup_steps is None and training.warmup_ratio is None else training.warmup_ratio
+    decided = training.model_copy(
+        update={
+            "epochs": 1.0 if training.epochs is None and training.max_steps is None else training.epochs,
+            "learning_rate": training.learning_rate or LEARNING_RATES.get(spec.method.name, rate),
+            "warmup_ratio": warmup,
+            "micro_batch_size": launch.micro_batch_size,
+            "gradient_accumulation_steps": launch.gradient_accumulation_steps,
+            "global_batch_size": launch.global_batch_size,
+            "activation_checkpointing": launch.activation_checkpointing,
+            "precision": launch.precision,
+            "eval": training.eval.model_copy(
+                update={"batch_size": training.eval.batch_size or launch.micro_batch_size}
+            ),
+        }
+    )
+    compute = spec.compute.model_copy(
+        update={
+            "gpus_per_node": launch.gpus_per_node,
+            "processes_per_node": launch.processes_per_node,
+            "gpu": device.gpu.name if device.gpu else None,
+            "strategy": "ddp" if launch.strategy == "none" else launch.strategy,
+        }
+    )
+    return spec.model_copy(update={"training": decided, "compute": compute})
+
+
+def _sentence(spec: JobSpec, device: Device, launch: Launch, peak: int, *, fits: bool) -> str:
+    where = _where(device, launch)
+    if fits:
+        free = device.capacity_bytes - peak
+        return f"Fits on {where}: {_gib(peak)} of {_gib(device.capacity_bytes)} at the peak, {_gib(free)} free."
+    kind = "QLoRA" if spec.quantization else "LoRA" if spec.adapter else "full fine-tuning"
+    return (
+        f"Does not fit: {spec.method.name} with {kind} needs {_gib(peak)} on each device, and {where} has "
+        f"{_gib(device.capacity_bytes)}."
+    )
+
+
+def _where(device: Device, launch: Launch) -> str:
+    if device.gpu is None:
+        return f"the CPU ({launch.processes_per_node} process{'es' if launch.processes_per_node > 1 else ''})"
+    nodes = f"{launch.nodes} nodes × " if launch.nodes > 1 else ""
+    return f"{nodes}{device.count} × {device.gpu.name}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def _seconds(spec: JobSpec, load: Workload, launch: Launch, device: Device) -> tuple[float | None, float | None]:
+    """Time from FLOPs: 6 per parameter and token, 4 with a frozen base, a third more for recomputed activations."""
+    steps = spec.training.max_steps
+    if steps is None or device.gpu is None or not device.gpu.dense_tflops or load.generated_tokens:
+        return None, None
+    tokens = steps * launch.global_batch_size * load.sequence_length * load.rows_factor
+    flops = (
+        (4 if load.adapted else 6) * load.shape.parameters * tokens * (4 / 3 if launch.activation_checkpointing else 1)
+    )
+    peak = device.gpu.dense_tflops * 1e12 * launch.world_size
+    low, high = MODEL_FLOP_UTILIZATION
+    return flops / (peak * high), flops / (peak * low)
+
+
+def _notes(spec: JobSpec, device: Device, hardware: Hardware) -> tuple[str, ...]:
+    notes = ["Memory is estimated from formulas that were not calibrated on this device."]
+    if spec.training.max_steps is None:
+        notes.append("Steps and time depend on the number of rows, which is known when the data has been read.")
+    if device.gpu and not hardware.installed and spec.compute.gpu is None:
+        notes.append("This machine has no GPU: the smallest of the known GPU profiles that fits was taken.")
+    return tuple(notes)
+
+
+def _warnings(spec: JobSpec, shape: ModelShape) -> tuple[str, ...]:
+    part = spec.method.sft or spec.method.dpo
+    if part and shape.max_position_embeddings and part.max_length > shape.max_position_embeddings:
+        return (
+            f"method.{spec.method.name}.max_length {part.max_length} is longer than the model was made for "
+            f"({shape.max_position_embeddings} positions): shorten it.",
+        )
+    return ()
+
+
+def _alternatives(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Iterator[Alternative]:
+    """The smallest changes that would fit, each planned like the request itself."""
+    for change, changed in _changes(spec):
+        load = _workload(changed, shape)
+        try:
+            launch, device, fits = _first_that_fits(changed, load, _devices(changed, shape, hardware))
+        except InvalidRequest:
+            continue
+        if fits:
+            peak = sum(item.size_bytes for item in breakdown(load, launch))
+            gpu = device.gpu.name if device.gpu else "CPU"
+            yield Alternative(change=change, gpu=gpu, gpus=launch.gpus_per_node * launch.nodes, peak_bytes=peak)
+
+
+def _changes(spec: JobSpec) -> Iterator[tuple[str, JobSpec]]:
+    free = spec.compute.model_copy(update={"gpu": None, "gpus_per_node": None, "processes_per_node": None})
+    adapter = spec.adapter or Adapter()
+    if spec.method.name not in ("merge",):
+        if spec.adapter is None:
+            yield "adapter: {lora: {rank: 16}}", spec.model_copy(update={"adapter": adapter})
+        if spec.quantization is None:
+            yield (
+                "quantization: nf4 with adapter.lora",
+                spec.model_copy(update={"adapter": adapter, "quantization": "nf4"}),
+            )
+    if sft := spec.method.sft:
+        half = spec.method.model_copy(
+            update={"sft": sft.model_copy(update={"max_length": max(8, sft.max_length // 2)})}
+        )
+        yield f"method.sft.max_length: {max(8, sft.max_length // 2)}", spec.model_copy(update={"method": half})
+    yield "another GPU or more of them", spec.model_copy(update={"compute": free})
+    for nodes in (2, 4, 8):
+        compute = free.model_copy(update={"nodes": nodes, "gpus_per_node": 8, "strategy": "zero3"})
+        yield f"zero3 on {nodes} nodes × 8 GPUs", spec.model_copy(update={"compute": compute})
+
+
+def _why_not_here(plan: Plan, hardware: Hardware) -> str:
+    if not plan.fits:
+        return plan.sentence
+    launch = plan.launch
+    if launch.nodes > 1:
+        return f"It needs {launch.nodes} machines; this is one."
+    if launch.device == "cpu":
+        return ""
+    here = [gpu.name for gpu in hardware.installed]
+    if here.count(plan.gpu) >= launch.gpus_per_node:
+        return ""
+    has = f"has {len(here)} × {here[0]}" if here else "has no GPU"
+    return f"It needs {launch.gpus_per_node} × {plan.gpu}; this machine {has}."

@@ -1,0 +1,172 @@
+"""Memory of one device, line by line, each with its formula.
+
+A first version: the formulas of docs/planning.md with fixed coefficients, not yet calibrated on the GPU at hand.
+P = parameters of the base, t = trained parameters, N = processes, s = sequence length, b = micro-batch, h = hidden,
+kv = kv heads × head dim, f = MLP width, L = layers, V = vocabulary.
+"""
+
+from dataclasses import dataclass
+
+from hone.job import Launch, MemoryItem
+from hone.modelinfo import ModelShape
+from hone.spec import JobSpec
+
+GIB = 1024**3
+
+CUDA_CONTEXT_BYTES = int(0.9 * GIB)
+"""CUDA context and libraries of one process; seen: 0.3 to 2 GiB."""
+HOST_PROCESS_BYTES = int(0.6 * GIB)
+"""Python with torch, transformers, trl and peft imported: about 500 MB measured, and some room."""
+MARGIN = 0.08
+"""Share kept free: the uncalibrated formulas were 7.8 % off on average over 13 published peaks."""
+FRAGMENTATION = 0.04
+"""Share that the caching allocator holds and cannot use."""
+LOGITS_CHUNK = 256
+"""Tokens whose logits exist at once under TRL's fused head."""
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Per weight, double quantisation (Dettmers et al. 2023): 4 bits, an 8-bit constant for 64, an fp32 for 64 × 256."""
+ADAPTER_CAST = 1.22
+"""Adapters keep fp32 casts of their inputs: 20 to 24 % of the activations, measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What the formulas need, gathered once for a request."""
+
+    shape: ModelShape
+    trained: int
+    adapted: bool
+    quantized: bool
+    sequence_length: int
+    rows_factor: int
+    """Sequences that one row of the micro-batch brings: 2 for pairs."""
+    extra_models: int
+    """Whole models beside the trained one: reference of full DPO, reward and value models."""
+    generated_tokens: int
+    packed: bool
+    dropout: bool
+    optimizer: str
+
+
+def breakdown(load: Workload, launch: Launch) -> tuple[MemoryItem, ...]:
+    """The lines of one device; what trains, in order of what a person would check first."""
+    items = [*_state(load, launch), *_step(load, launch)]
+    device = CUDA_CONTEXT_BYTES if launch.device == "cuda" else HOST_PROCESS_BYTES
+    items.append(_item("context", device, "libraries of one process, measured"))
+    if launch.device == "cuda":
+        items.append(
+            _item(
+                "fragmentation", sum(i.size_bytes for i in items) * FRAGMENTATION, f"{FRAGMENTATION:.0%} of the above"
+            )
+        )
+    items.append(_item("margin", sum(i.size_bytes for i in items) * MARGIN, f"{MARGIN:.0%} of the above"))
+    return tuple(item for item in items if item.size_bytes > 0)
+
+
+def _state(load: Workload, launch: Launch) -> list[MemoryItem]:
+    """What is there between two steps: weights, gradients, optimizer."""
+    shards, t = launch.world_size, load.trained
+    zero2, zero3 = launch.strategy in ("zero2", "zero3"), launch.strategy == "zero3"
+    whole = 1 if not zero3 else shards
+    split = 1 if not zero2 else shards
+    items = [*_weights(load, launch, whole)]
+    if load.extra_models:
+        size = load.extra_models * load.shape.parameters * _width(launch) / whole
+        items.append(_item("other models", size, f"{load.extra_models} × P × {_width(launch)} B / {whole}"))
+    if load.adapted:
+        items.append(_item("adapter", 4 * t / whole, f"t × 4 B (fp32) / {whole}, t = {t:,}"))
+    items.append(_item("gradients", 4 * t / split, f"t × 4 B / {split}"))
+    states, text = {
+        "adamw_8bit": (2, "2 B (8-bit moments)"),
+        "paged_adamw_8bit": (2, "2 B (8-bit moments, paged)"),
+    }.get(load.optimizer, (8, "8 B (two fp32 moments)"))
+    master = 4 if zero2 and not load.adapted and launch.precision == "bf16" else 0
+    formula = f"t × {text}{' + 4 B (fp32 master)' if master else ''} / {split}"
+    items.append(_item("optimizer", (states + master) * t / split, formula))
+    return items
+
+
+def _weights(load: Workload, launch: Launch, whole: int) -> list[MemoryItem]:
+    shape, width = load.shape, _width(launch)
+    parameters = shape.parameters
+    if load.quantized:
+        dense = parameters - shape.quantizable_weights
+        largest = max(layer.weights for layer in shape.linear_layers)
+        return [
+            _item("weights nf4", (shape.quantizable_weights * NF4_BYTES + dense * width) / whole,
+                  f"({shape.quantizable_weights:,} × {NF4_BYTES:.5f} B + {dense:,} × {width} B) / {whole}"),
+            _item("dequantization", largest * width, f"largest linear layer, {largest:,} × {width} B"),
+        ]  # fmt: skip
+    if load.adapted or launch.strategy in ("zero2", "zero3"):
+        items = [_item("weights", parameters * width / whole, f"P × {width} B / {whole}, P = {parameters:,}")]
+    else:
+        items = [_item("weights", parameters * 4, f"P × 4 B (fp32: what trains), P = {parameters:,}")]
+        if launch.precision == "bf16":
+            items.append(_item("bf16 copies", parameters * 2, "P × 2 B (autocast's copies of the weights)"))
+    if whole > 1:
+        layer = shape.parameters_of("attention", "mlp", "experts", "norm") // shape.num_layers
+        items.append(_item("gathered layers", 2 * layer * width, f"2 layers × {layer:,} × {width} B"))
+    return items
+
+
+def _step(load: Workload, launch: Launch) -> list[MemoryItem]:
+    """What exists during a step only: saved activations, masks, logits, generation."""
+    shape = load.shape
+    rows = launch.micro_batch_size * load.rows_factor
+    s, h, width = load.sequence_length, shape.hidden_size, _width(launch)
+    kv, f, layers = shape.num_key_value_heads * shape.head_dim, shape.intermediate_size, shape.num_layers
+    experts = max(1, shape.num_experts_per_token)
+    one_layer = s * rows * (12 * h + 4 * kv + 8 * f * experts) * width / 2
+    text = f"s·b·(12h + 4kv + 8f) × {width}/2 B, s·b = {s * rows:,}"
+    if load.adapted:
+        one_layer, text = one_layer * ADAPTER_CAST, f"{text} × {ADAPTER_CAST} (adapter's casts)"
+    if launch.activation_checkpointing:
+        items = [
+            _item("activations", width * layers * s * rows * h + one_layer, f"{width}·L·s·b·h + one layer: {text}")
+        ]
+    else:
+        items = [_item("activations", layers * one_layer, f"L × {text}")]
+    if load.dropout:
+        copies = sum(layer.count * layer.in_features for layer in shape.linear_layers) * s * rows * width
+        items.append(
+            _item(
+                "dropout", copies / (layers if launch.activation_checkpointing else 1), "a copy of each adapted input"
+            )
+        )
+    if load.packed:
+        items.append(
+            _item("attention mask", (s * rows) ** 2 * width, f"(s·b)² × {width} B: packed rows without flash attention")
+        )
+    chunk = min(s * rows, LOGITS_CHUNK)
+    items.append(_item("logits", 14 * chunk * shape.vocab_size, f"14 B × {chunk} tokens × V, V = {shape.vocab_size:,}"))
+    if load.generated_tokens:
+        cache = 2 * layers * kv * (s + load.generated_tokens) * rows * width
+        items.append(_item("generation cache", cache, f"2·L·kv·(s + {load.generated_tokens})·b × {width} B"))
+    return items
+
+
+def _width(launch: Launch) -> int:
+    return 2 if launch.precision == "bf16" else 4
+
+
+def _item(name: str, size: float, formula: str) -> MemoryItem:
+    return MemoryItem(name=name, size_bytes=int(size), formula=formula)
+
+
+def host_memory(load: Workload, launch: Launch, spec: JobSpec, device_peak: int) -> int:
+    """Memory of one machine: its processes, loading, and merging, which holds the weights twice."""
+    weights = load.shape.parameters * _width(launch)
+    merging = weights if spec.output.merged else 0
+    if launch.device == "cpu":
+        return device_peak * launch.processes_per_node + merging
+    return launch.processes_per_node * 3 * GIB + weights + merging
+
+
+def output_sizes(load: Workload, launch: Launch, spec: JobSpec) -> dict[str, int]:
+    """Bytes of each output; adapters are fp32, models have the base's precision."""
+    whole = load.shape.parameters * _width(launch)
+    if spec.method.name == "merge":
+        return {"merged": whole}
+    if not load.adapted:
+        return {"model": whole}
+    return {"adapter": 4 * load.trained} | ({"merged": whole} if spec.output.merged else {})
