@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from hone.spec.part import Float, Int, Part, Seconds, Source, Words, exactly_one, setting
 
@@ -223,6 +223,8 @@ class Merge(Part):
 
 class Method(Part):
     """What to do: exactly one of these."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     sft: Sft | None = None
     """Supervised fine-tuning."""

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Make again what is made of other files: protobuf code, JSON Schema, docs/spec.md. --check: only tell whether it is current.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=.
+if [ "${1:-}" = --check ]; then
+  out=$(mktemp -d)
+  trap 'rm -rf "$out"' EXIT
+fi
+mkdir -p "$out/service/hone/v1" "$out/service/hone/spec" "$out/docs"
+.venv/bin/python -m grpc_tools.protoc -I protos --python_out="$out/service" --pyi_out="$out/service" \
+  --grpc_python_out="$out/service" protos/hone/v1/*.proto
+.venv/bin/python - "$out" <<'PYTHON'
+import sys
+from pathlib import Path
+
+from hone.spec.document import json_schema_text, markdown
+
+root = Path(sys.argv[1])
+(root / "service/hone/spec/job.schema.json").write_text(json_schema_text(), encoding="utf-8")
+(root / "docs/spec.md").write_text(markdown(), encoding="utf-8")
+PYTHON
+if [ "$out" != . ]; then
+  status=0
+  while IFS= read -r file; do
+    cmp -s "$out/$file" "$file" || { echo "$file is not current: run make generated"; status=1; }
+  done < <(cd "$out" && find . -type f)
+  exit "$status"
+fi
