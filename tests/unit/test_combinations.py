@@ -1,0 +1,117 @@
+"""The table of what may stand together, held against the parser: every pair of every two axes."""
+
+from itertools import combinations, product
+from typing import Any
+
+import pytest
+
+from hone.errors import InvalidRequest, NotServed
+from hone.spec.combinations import AXES, FORMATS, RULES, UNSERVED, Rule, choices, refuse_unserved
+from hone.spec.parse import parse
+
+_REWARDS = [{"regex": {"pattern": "x"}}]
+_METHODS: dict[str, Any] = {
+    "sft": {},
+    "dpo": {},
+    "reward": {},
+    "ppo": {"rewards": _REWARDS},
+    "grpo": {"rewards": _REWARDS},
+    "merge": {"adapters": [{"source": "hf://org/adapter"}]},
+}
+
+
+def request(**chosen: str) -> dict[str, Any]:
+    """A request that stands on these values of the axes, and on harmless ones elsewhere."""
+    method = chosen.get("method", "sft")
+    lora: dict[str, Any] = {"dropout": 0.1} if chosen.get("dropout") == "positive" else {}
+    adapted = chosen.get("weights", "lora" if method != "merge" else "full") == "lora" or bool(lora)
+    data: dict[str, Any] = {
+        "name": "pair",
+        "model": {"source": "hf://org/model"},
+        "method": {method: dict(_METHODS[method])},
+        "training": {"optimizer": chosen.get("optimizer", "adamw"), "precision": chosen.get("precision", "auto")},
+        "compute": {"strategy": chosen.get("strategy", "auto")},
+        "output": {"merged": chosen.get("merged") == "on"},
+    }
+    if method != "merge":
+        data["dataset"] = {"source": "hf://org/data"}
+    if chosen.get("packing") == "on":
+        data["method"] = {"sft": {"packing": True}} if method == "sft" else {method: {"packing": True}}
+    if adapted:
+        data["adapter"] = {"lora": lora}
+    if chosen.get("quantization") == "nf4":
+        data["quantization"] = "nf4"
+    return data
+
+
+def possible(chosen: dict[str, str]) -> bool:
+    """Whether the shape of the request can say it at all: packing is a field of sft, dropout of an adapter."""
+    if chosen.get("packing") == "on" and chosen.get("method", "sft") != "sft":
+        return False
+    return not (chosen.get("dropout") == "positive" and chosen.get("weights") == "full")
+
+
+PAIRS = [
+    {first: a, second: b}
+    for first, second in combinations(AXES, 2)
+    for a, b in product(AXES[first], AXES[second])
+    if possible({first: a, second: b})
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(pair.values()))
+def test_every_pair_is_refused_exactly_when_the_table_says_so(pair: dict[str, str]) -> None:
+    data = request(**pair)
+    try:
+        stands_on = choices(parse(data))
+        paths: set[str] = set()
+        assert pair.items() <= stands_on.items()
+    except InvalidRequest as error:
+        paths = {violation.path for violation in error.violations}
+        stands_on = _chosen_by(data)
+    expected = {rule.path for rule in RULES if rule.when.items() <= stands_on.items()}
+    assert paths == expected
+
+
+def _chosen_by(data: dict[str, Any]) -> dict[str, str]:
+    """The axes' values read from the plain mapping, without the code under test."""
+    method = next(iter(data["method"]))
+    lora = data.get("adapter", {}).get("lora")
+    return {
+        "method": method,
+        "weights": "full" if lora is None else "lora",
+        "quantization": data.get("quantization", "none"),
+        "strategy": data["compute"]["strategy"],
+        "optimizer": data["training"]["optimizer"],
+        "precision": data["training"]["precision"],
+        "packing": "on" if data["method"][method].get("packing") else "off",
+        "dropout": "positive" if lora and lora.get("dropout") else "zero",
+        "merged": "on" if data["output"]["merged"] else "off",
+    }
+
+
+@pytest.mark.parametrize("rule", [*RULES, *UNSERVED], ids=lambda rule: rule.path + "-" + "-".join(rule.when.values()))
+def test_every_rule_names_known_values_and_a_fix(rule: Rule) -> None:
+    for axis, value in rule.when.items():
+        assert value in AXES[axis]
+    assert rule.message.endswith(".")
+    assert any(word in rule.message for word in (": ", ";", " is.", " are."))
+
+
+def test_a_plain_lora_sft_is_served_and_nothing_else_is_promised() -> None:
+    refuse_unserved(parse(request()))
+    for method in list(AXES["method"])[1:]:
+        with pytest.raises(NotServed, match=f"Method {method} is not served"):
+            refuse_unserved(parse(request(method=method)))
+
+
+def test_all_that_is_not_served_is_told_at_once() -> None:
+    data = request(quantization="nf4", strategy="zero3")
+    data["output"] = {"hub": {"repo": "org/name"}}
+    with pytest.raises(NotServed) as caught:
+        refuse_unserved(parse(data))
+    assert all(word in str(caught.value) for word in ("QLoRA", "zero3", "output.hub"))
+
+
+def test_every_method_says_which_rows_it_reads() -> None:
+    assert set(FORMATS) == set(AXES["method"])

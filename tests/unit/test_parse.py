@@ -1,0 +1,193 @@
+"""Bad requests: every violation at once, each with path, value and fix."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hone.errors import InvalidRequest, NotServed
+from hone.spec.parse import load, parse
+
+
+def good(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "demo",
+        "model": {"source": "hf://org/model"},
+        "dataset": {"source": "hf://org/data"},
+        "method": {"sft": {}},
+        **changes,
+    }
+
+
+BAD: dict[str, tuple[dict[str, Any], str, str]] = {
+    "unknown field": (good(training={"learnig_rate": 1}), "training.learnig_rate", "Did you mean learning_rate?"),
+    "name of another tool": (good(training={"lora_alpha": 1}), "training.lora_alpha", "adapter.lora.alpha"),
+    "field of another part": (good(rank=3), "rank", "adapter.lora.rank"),
+    "remote code": (
+        good(model={"source": "hf://a/b", "trust_remote_code": True}),
+        "model.trust_remote_code",
+        "never runs",
+    ),
+    "two methods": (good(method={"sft": {}, "dpo": {}}), "method", "sft and dpo are given"),
+    "no method": (good(method={}), "method", "none is given"),
+    "unknown method": (good(method={"sfft": {}}), "method.sfft", "Did you mean sft?"),
+    "wrong type": (good(training={"epochs": "many"}), "training.epochs", "'many' is not a number"),
+    "fraction for a count": (good(training={"max_steps": 1.5}), "training.max_steps", "1.5 is not a whole number"),
+    "true for a number": (good(training={"max_steps": True}), "training.max_steps", "a number is expected"),
+    "text for true or false": (good(method={"sft": {"packing": "maybe"}}), "method.sft.packing", "not true or false"),
+    "rank zero": (good(adapter={"lora": {"rank": 0}}), "adapter.lora.rank", "at least 1. Usual: 8 to 64."),
+    "infinite rate": (good(training={"adam_epsilon": float("inf")}), "training.adam_epsilon", "finite"),
+    "mapping expected": (good(training=[1]), "training", "a mapping of fields"),
+    "word of a list": (good(quantization="nf5"), "quantization", "Did you mean nf4?"),
+    "word of an open list": (good(training={"scheduler": "cosin"}), "training.scheduler", "cosine"),
+    "source without scheme": (good(model={"source": "mistral"}), "model.source", "hf://organisation/name"),
+    "relative file": (good(model={"source": "file://x"}), "model.source", "not absolute"),
+    "no such repository": (good(model={"source": "hf://a/b/c/d"}), "model.source", "hf://organisation/name"),
+    "upper-case name": (good(name="Demo"), "name", "lower-case"),
+    "long name": (good(name="x" * 45), "name", "44"),
+    "label": (good(labels={"team": "a b"}), "labels.team", "label"),
+    "missing name": ({k: v for k, v in good().items() if k != "name"}, "name", "is required"),
+    "missing data set": ({k: v for k, v in good().items() if k != "dataset"}, "dataset", "required by sft"),
+    "nf4 without adapter": (good(quantization="nf4"), "quantization", "add an adapter"),
+    "fsdp": (good(compute={"strategy": "fsdp"}), "compute.strategy", "zero3"),
+    "epochs and steps": (good(training={"epochs": 1, "max_steps": 2}), "training.max_steps", "give one"),
+    "two warm-ups": (good(training={"warmup_ratio": 0.1, "warmup_steps": 2}), "training.warmup_steps", "give one"),
+    "warm-up longer than the run": (
+        good(training={"max_steps": 5, "warmup_steps": 5}),
+        "training.warmup_steps",
+        "below",
+    ),
+    "batch contradiction": (
+        good(
+            training={"micro_batch_size": 4, "gradient_accumulation_steps": 4, "global_batch_size": 32},
+            compute={"gpus_per_node": 1},
+        ),
+        "training.global_batch_size",
+        "= 16",
+    ),
+    "batch that does not divide": (
+        good(training={"micro_batch_size": 3, "global_batch_size": 16}),
+        "training.global_batch_size",
+        "multiple of 3",
+    ),
+    "processes and GPUs": (
+        good(compute={"gpus_per_node": 2, "processes_per_node": 3}),
+        "compute.processes_per_node",
+        "one process for each GPU",
+    ),
+    "bf16 on a CPU": (
+        good(compute={"gpus_per_node": 0}, training={"precision": "bf16"}),
+        "training.precision",
+        "set auto or fp32",
+    ),
+    "evaluation without data": (good(training={"eval": {"steps": 5}}), "training.eval.steps", "eval_fraction"),
+    "best without steps": (
+        good(dataset={"source": "hf://a/b", "eval_fraction": 0.1}, training={"eval": {"keep_best": True}}),
+        "training.eval.keep_best",
+        "needs training.eval.steps",
+    ),
+    "patience without best": (
+        good(dataset={"source": "hf://a/b", "eval_fraction": 0.1}, training={"eval": {"early_stopping_patience": 2}}),
+        "training.eval.early_stopping_patience",
+        "keep_best",
+    ),
+    "two evaluation sets": (
+        good(dataset={"source": "hf://a/b", "eval_fraction": 0.1, "eval_split": "test"}),
+        "dataset.eval_fraction",
+        "give one",
+    ),
+    "format of another method": (
+        good(dataset={"source": "hf://a/b", "format": "preference"}),
+        "dataset.format",
+        "messages",
+    ),
+    "head as a target": (
+        good(adapter={"lora": {"target_modules": ["q_proj", "lm_head"]}}),
+        "adapter.lora.target_modules",
+        "modules_to_save",
+    ),
+    "no target": (good(adapter={"lora": {"target_modules": []}}), "adapter.lora.target_modules", "is empty"),
+    "bad expression": (good(adapter={"lora": {"target_modules": "re:("}}), "adapter.lora.target_modules", "expression"),
+    "all-linear and more": (
+        good(adapter={"lora": {"target_modules": ["all-linear", "x"]}}),
+        "adapter.lora.target_modules",
+        "stands alone",
+    ),
+    "credentials in an address": (good(dataset={"source": "s3://key:pw@bucket/x"}), "dataset.source", "by reference"),
+    "unknown tracker": (good(reporting={"trackers": "comet"}), "reporting.trackers", "wandb"),
+    "hub repository": (good(output={"hub": {"repo": "name"}}), "output.hub.repo", "organisation/name"),
+    "short deadline": (good(scheduling={"deadline": "5s"}), "scheduling.deadline", "at least 60"),
+}
+
+
+@pytest.mark.parametrize(("data", "path", "words"), BAD.values(), ids=BAD.keys())
+def test_a_bad_request_names_the_field_and_the_fix(data: dict[str, Any], path: str, words: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(data)
+    found = {violation.path: violation.message for violation in caught.value.violations}
+    assert path in found
+    assert words in found[path]
+    assert len(found) == 1, f"one fault, but also: {found}"
+
+
+def test_faults_of_fields_and_of_their_combinations_come_together() -> None:
+    data = good(name="X", quantization="nf4", training={"learnig_rate": 1, "epochs": 1, "max_steps": 1}, model={})
+    with pytest.raises(InvalidRequest) as caught:
+        parse(data)
+    paths = {violation.path for violation in caught.value.violations}
+    assert paths == {"name", "quantization", "training.learnig_rate", "training.max_steps", "model.source"}
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+REQUEST = "name: demo\nmodel: {source: 'file://base'}\ndataset: {source: 'file:///data.jsonl'}\nmethod: {sft: {}}\n"
+
+
+def test_relative_files_stand_beside_the_request(tmp_path: Path) -> None:
+    spec = load(write(tmp_path, REQUEST))
+    assert spec.model.source == f"file://{tmp_path}/base"
+    assert spec.dataset is not None
+    assert spec.dataset.source == "file:///data.jsonl"
+
+
+def test_set_overrides_the_file_with_yaml_values(tmp_path: Path) -> None:
+    spec = load(write(tmp_path, REQUEST), ["training.epochs=2", "adapter.lora.rank=8", "method.sft.packing=true"])
+    assert spec.training.epochs == 2
+    assert spec.adapter is not None
+    assert spec.adapter.lora.rank == 8
+    assert spec.method.sft is not None
+    assert spec.method.sft.packing
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: a\nname: b\n", 'the key "name" is given twice'),
+        ("{", "is not valid YAML"),
+        ("", "holds no request"),
+        ("- a\n", "holds no request"),
+        ("name: !!python/object/apply:os.system [ls]\n", "is not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_request_says_why(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        load(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"missing\.yaml: no such file"):
+        load(tmp_path / "missing.yaml")
+
+
+def test_a_set_without_a_value_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="path=value"):
+        load(write(tmp_path, REQUEST), ["training.epochs"])
+
+
+def test_a_chain_is_not_served_yet(tmp_path: Path) -> None:
+    with pytest.raises(NotServed, match="chain"):
+        load(write(tmp_path, REQUEST + "---\n" + REQUEST))
