@@ -1,4 +1,4 @@
-"""What this machine has: GPUs, cores, memory. The one place that looks; plan/ is pure."""
+"""What this machine has: GPUs, cores, memory, model configurations. The one place that looks; plan/ is pure."""
 
 import shutil
 import subprocess
@@ -8,8 +8,11 @@ from pathlib import Path
 
 import psutil
 
+from hone.errors import InvalidRequest, UserError, Violation
 from hone.gpus import GpuProfile, load_profiles
-from hone.plan import Hardware
+from hone.modelinfo import load_shape
+from hone.plan import Hardware, Planned, make_plan
+from hone.spec import JobSpec
 
 BF16_COMPUTE_CAPABILITY = 8.0
 """Ampere is the first generation with bf16 tensor cores."""
@@ -59,3 +62,16 @@ def _profile_of(name: str, memory_bytes: int, capability: float, *, profiles: Ma
         dense_tflops=0.0,
         product_label=label,
     )
+
+
+def plan_here(spec: JobSpec, hardware: Hardware) -> Planned:
+    """Plan a request with what this machine can read: a local config.json or the shipped table of shapes.
+
+    Raises InvalidRequest, also for a model whose shape nothing here tells.
+    """
+    try:
+        shape = load_shape(spec.model.source)
+    except UserError as error:
+        violation = Violation(path="model.source", value=spec.model.source, message=str(error))
+        raise InvalidRequest([violation]) from error
+    return make_plan(spec, shape, hardware)
