@@ -1,5 +1,8 @@
 """The plan: what it decides, what it keeps, what it answers when nothing fits."""
 
+import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 
 from hone.errors import InvalidRequest
 from hone.gpus import load_profiles
+from hone.job import Launch, Plan
 from hone.modelinfo import load_shape
 from hone.plan import Hardware, Planned, make_plan
 from hone.plan.memory import NF4_BYTES
@@ -187,3 +191,9 @@ def test_more_gpus_never_need_more_memory_each(strategy: str) -> None:
         return plan(compute=compute, training=training).plan.peak_bytes
 
     assert needed(2) >= needed(4) >= needed(8)
+
+
+def test_the_page_lists_exactly_the_keys_of_the_json() -> None:
+    page = (Path(__file__).parents[2] / "docs/plan.md").read_text().split("## JSON")[1]
+    listed = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert listed == [field.name for part in (Plan, Launch) for field in dataclasses.fields(part)]
