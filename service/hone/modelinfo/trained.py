@@ -1,7 +1,9 @@
 """What fine-tuning trains of a model: which layers an adapter targets, and how many parameters that is.
 
 The rules are PEFT's: a plain name matches a module's path from a dot on, a regular expression matches the whole path.
-PEFT leaves out a pattern that matches nothing; here that is an error, because somebody meant something by it.
+Two differ. A target that matches nothing is an error, because somebody meant something by it. And `all-linear` is the
+linear layers alone, where PEFT 0.21 adds fused experts and the router of Mixtral; so the trainer gives PEFT the paths
+of what was selected, not the word.
 """
 
 import re
@@ -41,7 +43,7 @@ def select(layers: Iterable[Linear], targets: Sequence[str], *, exclude: Sequenc
     chosen = []
     for index, layer in enumerate(layers):
         wanted = {number for numbers in matched.values() for number in numbers[index]}
-        kept = wanted.difference(*(_matching(name, layer, None) for name in exclude))
+        kept = {number for number in wanted if not _saved(layer.path.format(number), exclude)}
         if len(kept) == layer.count:
             chosen.append(layer)
         elif kept:
@@ -100,6 +102,11 @@ def _matching(target: str, layer: Linear, pattern: re.Pattern[str] | None) -> Se
     if any(part.isdigit() for part in target.split(".")):
         return [number for number in layer.layers if f".{layer.path.format(number)}".endswith(f".{target}")]
     return layer.layers if f".{layer.path}".endswith(f".{target}") else ()
+
+
+def _saved(path: str, names: Sequence[str]) -> bool:
+    """Whether a module of modules_to_save is this module or one of its parents."""
+    return any(f".{name}." in f".{path}." for name in names)
 
 
 def _pattern(target: str) -> re.Pattern[str]:
