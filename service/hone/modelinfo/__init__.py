@@ -5,10 +5,12 @@ never guessed. `load_shape(source)` gives the shape, `select` the layers that an
 functions count what is trained.
 
 shape.py says what a shape is, config.py reads a config.json, block.py, gated.py and classic.py build the families that
-families.py lists, trained.py selects and counts, sources.py finds the configuration (shapes.yaml is the shipped table).
+families.py lists, trained.py selects and counts, pattern.py guards regular expressions, sources.py finds the
+configuration; shapes.yaml is the shipped table.
 """
 
 from hone.modelinfo.families import FAMILIES, read_config
+from hone.modelinfo.pattern import BadPattern
 from hone.modelinfo.shape import (
     BadConfig,
     Linear,
@@ -21,7 +23,6 @@ from hone.modelinfo.shape import (
 )
 from hone.modelinfo.sources import default_hub_cache, load_shape, shipped_configs
 from hone.modelinfo.trained import (
-    BadPattern,
     bias_parameters,
     dora_parameters,
     lora_parameters,

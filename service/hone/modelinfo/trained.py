@@ -12,16 +12,8 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Literal
 
-from hone.errors import UserError
+from hone.modelinfo.pattern import compile_pattern
 from hone.modelinfo.shape import Linear, ModelShape, Module, UnknownModule
-
-MAX_REPETITIONS = 4
-
-
-class BadPattern(UserError):
-    """A regular expression for target modules that is none, or that could run for hours."""
-
-    reason = "BAD_TARGET_PATTERN"
 
 
 def select(layers: Iterable[Linear], targets: Sequence[str], *, exclude: Sequence[str] = ()) -> tuple[Linear, ...]:
@@ -32,7 +24,7 @@ def select(layers: Iterable[Linear], targets: Sequence[str], *, exclude: Sequenc
     Raises UnknownModule for a target that matches nothing, BadPattern for an expression that cannot be used.
     """
     layers = tuple(layers)
-    patterns = {target: _pattern(target) for target in targets if target.startswith("re:")}
+    patterns = {target: _pattern(target, layers) for target in targets if target.startswith("re:")}
     matched = {target: [_matching(target, layer, patterns.get(target)) for layer in layers] for target in targets}
     for target, numbers in matched.items():
         if not any(numbers):
@@ -43,7 +35,7 @@ def select(layers: Iterable[Linear], targets: Sequence[str], *, exclude: Sequenc
     chosen = []
     for index, layer in enumerate(layers):
         wanted = {number for numbers in matched.values() for number in numbers[index]}
-        kept = {number for number in wanted if not _saved(layer.path.format(number), exclude)}
+        kept = {number for number in wanted if not (exclude and _saved(layer.path.format(number), exclude))}
         if len(kept) == layer.count:
             chosen.append(layer)
         elif kept:
@@ -104,42 +96,14 @@ def _matching(target: str, layer: Linear, pattern: re.Pattern[str] | None) -> Se
     return layer.layers if f".{layer.path}".endswith(f".{target}") else ()
 
 
+def _pattern(target: str, layers: Sequence[Linear]) -> re.Pattern[str]:
+    longest = max((len(path) for layer in layers for path in layer.paths()), default=0)
+    return compile_pattern(target.removeprefix("re:"), longest_path=longest)
+
+
 def _saved(path: str, names: Sequence[str]) -> bool:
     """Whether a module of modules_to_save is this module or one of its parents."""
     return any(f".{name}." in f".{path}." for name in names)
-
-
-def _pattern(target: str) -> re.Pattern[str]:
-    text = target.removeprefix("re:")
-    _refuse_endless(text)
-    try:
-        return re.compile(text)
-    except (re.error, OverflowError) as error:
-        raise BadPattern(
-            f"target module {target!r} is no regular expression: {error}.",
-            fix=r"Example: re:.*\.layers\.(0|1)\..*(q|v)_proj",
-        ) from error
-
-
-def _refuse_endless(text: str) -> None:
-    """A caller's expression runs in the service, where backtracking must not take hours (CWE-1333)."""
-    bare = re.sub(r"\\.|\[\^?\]?(\\.|[^\]])*\]", "x", text, flags=re.DOTALL)
-    repeated_group = repetitions = 0
-    groups: list[int] = []
-    for place, char in enumerate(bare):
-        if char == "(":
-            groups.append(repetitions)
-        elif char == ")" and groups:
-            inner = repetitions - groups.pop()
-            repeated_group += inner > 0 and bare[place + 1 : place + 2] in ("*", "+", "{")
-        elif char in "*+{":
-            repetitions += 1
-    if repeated_group or repetitions > MAX_REPETITIONS or len(text) > 1000:
-        raise BadPattern(
-            f"target module 're:{text[:80]}' could take hours to match.",
-            fix=f"Use at most {MAX_REPETITIONS} of * + {{}}, none of them on a group that repeats inside, "
-            "and at most 1000 characters.",
-        )
 
 
 def _with_parents(path: str) -> list[str]:
