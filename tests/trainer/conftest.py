@@ -1,0 +1,192 @@
+"""A tiny Llama with a byte tokenizer, run directories, and golden losses: what every test of the trainer starts from."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hone.job import Event, Launch
+from hone.run import Run, RunDirectory
+from hone.spec.parse import parse
+from hone_trainer.report import parse_event
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "A:{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['role'][0] | upper }}:{{ message['content'] }};{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}A:{% endif %}"
+)
+GOLDEN = Path(__file__).parent.parent / "golden" / "sft_losses.json"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write golden losses instead of comparing")
+
+
+def make_tokenizer() -> Any:
+    """One token for each byte, BOS in front of every text, and a chat template that marks the answers."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "</s>", "<pad>"]
+    alphabet = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=4096
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_model(path: Path, *, dtype: str = "float32", seed: int = 0, **changes: Any) -> Path:
+    """A Llama of about 100,000 parameters, with its tokenizer, as a directory."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    settings = {"vocab_size": 264, "num_key_value_heads": 2, "max_position_embeddings": 512, **sizes, **changes}
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(bos_token_id=0, eos_token_id=1, pad_token_id=2, **settings))
+    model.to(getattr(torch, dtype)).save_pretrained(path)
+    make_tokenizer().save_pretrained(path)
+    return path
+
+
+def reversals(count: int, *, start: int = 0) -> list[dict[str, str]]:
+    """Small tasks of unequal lengths: reverse some letters."""
+    words = ["".join(chr(97 + (i * 7 + k * 3) % 16) for k in range(2 + i % 9)) for i in range(start, start + count)]
+    return [{"prompt": f"reverse {word} = ", "completion": word[::-1]} for word in words]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("rows") / "train.jsonl", reversals(64))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+def merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes laid over a mapping, level by level; None takes a key away."""
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = (
+                merge(inner if isinstance(inner, dict) else {}, value) if isinstance(value, Mapping) else value
+            )
+    return merged
+
+
+class Attempt:
+    """A run directory that is ready to be run, and what became of it."""
+
+    def __init__(self, path: Path, run: Run) -> None:
+        self.directory = RunDirectory(path)
+        self.run = run
+        path.mkdir(parents=True)
+        self.directory.run_file.write_text(run.to_yaml(), encoding="utf-8")
+
+    @property
+    def store(self) -> Path:
+        return Path(self.run.store.removeprefix("file://")) / self.run.namespace / self.run.job
+
+    def events(self, kind: str = "") -> list[Event]:
+        lines = self.directory.events.read_bytes().splitlines()
+        events = [parse_event(line, seq) for seq, line in enumerate(lines, start=1)]
+        return [event for event in events if not kind or event.type == kind]
+
+    def losses(self) -> list[float]:
+        return [event.metrics["loss"] for event in self.events("progress")]
+
+    def exit(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads(self.directory.exit.read_text(encoding="utf-8"))
+        return data
+
+    def result(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads((self.store / "result.json").read_text(encoding="utf-8"))
+        return data
+
+
+MakeAttempt = Callable[..., Attempt]
+
+
+@pytest.fixture
+def make_attempt(tmp_path: Path, tiny_model: Path, rows_file: Path) -> MakeAttempt:
+    """Makes a run directory: four steps of LoRA on the tiny model, with changes of the request and the launch."""
+    made = 0
+
+    def make(
+        changes: Mapping[str, Any] | None = None, *, attempt: int = 1, job: str = "tiny-1", **launch: Any
+    ) -> Attempt:
+        nonlocal made
+        made += 1
+        request = {
+            "name": "tiny",
+            "model": {"source": f"file://{tiny_model}"},
+            "dataset": {"source": f"file://{rows_file}"},
+            "method": {"sft": {"max_length": 64}},
+            "adapter": {"lora": {"rank": 4}},
+            "training": {"max_steps": 4, "learning_rate": 1e-2, "warmup_ratio": 0.1, "precision": "fp32"},
+        }
+        processes = launch.pop("processes", 1)
+        defaults: dict[str, Any] = {
+            "launcher": "direct" if processes == 1 else "accelerate",
+            "strategy": "none" if processes == 1 else "ddp",
+            "device": "cpu",
+            "nodes": 1,
+            "processes_per_node": processes,
+            "gpus_per_node": 0,
+            "precision": "fp32",
+            "micro_batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "activation_checkpointing": False,
+            "threads_per_process": 1,
+        }
+        run = Run(
+            namespace="default",
+            job=job,
+            attempt=attempt,
+            nonce=f"nonce-{attempt}",
+            spec=parse(merge(request, changes or {})),
+            launch=Launch(**(defaults | launch)),
+            store=f"file://{tmp_path}/store",
+            inputs={},
+        )
+        return Attempt(tmp_path / f"run-{made}", run)
+
+    return make
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Iterator[Callable[[str, Sequence[float]], None]]:
+    """Compares losses with the stored ones, step by step; with --update-golden it stores them."""
+    stored: dict[str, list[float]] = json.loads(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.exists() else {}
+
+    def check(name: str, losses: Sequence[float]) -> None:
+        if request.config.getoption("--update-golden"):
+            stored[name] = [round(loss, 6) for loss in losses]
+            GOLDEN.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+        assert losses == pytest.approx(stored[name], abs=1e-4)
+
+    yield check

@@ -1,0 +1,31 @@
+"""The trainer's entry: `python -m hone_trainer run DIRECTORY`, one per machine; `python -m hone_trainer inspect FILE`.
+
+Backends start the first; it ends with a TrainerExit code and exit.json. The second tells what a request's data set becomes
+(lengths, dropped rows, one rendered row) without a model, as JSON on stdout. Neither imports torch before it must.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the answer is the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m hone_trainer", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run the attempt that a directory describes")
+    run.add_argument("directory", type=Path, help="holds run.yaml")
+    inspect = commands.add_parser("inspect", help="tell what the data set of a request becomes, as JSON")
+    inspect.add_argument("file", type=Path, help="a request, or a run file")
+    parsed = parser.parse_args(arguments)
+    if parsed.command == "run":
+        from hone_trainer.supervisor import supervise
+
+        return int(supervise(parsed.directory.absolute()))
+    from hone_trainer.inspection import inspect_file
+
+    return int(inspect_file(parsed.file))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""The data of a run: read, checked, encoded, cut, packed and counted, before a model is loaded.
+
+Called by the methods. The first rank of a machine does the work; the others wait for its file. What is wrong with the rows
+ends the run here, naming rows and columns.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hone.job import EventType
+from hone.run import TrainerExit
+from hone.spec import Dataset
+from hone.spec.methods import Sft
+from hone_trainer.context import RunContext
+from hone_trainer.encoding import Encoder, make_encoder, problem
+from hone_trainer.failure import RunFailed
+from hone_trainer.rows import Row, Rows, open_rows
+from hone_trainer.tokens import Collector, Counts, Packed, Tokens, gather, pack
+
+_BATCH = 1000
+_SHOWN_PROBLEMS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One row to answer before and after training."""
+
+    prompt_ids: list[int]
+    prompt: str
+    expected: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Data sets in the trainer's form: columns input_ids, labels, rows and, when packed, seq_lengths."""
+
+    train: pa.Table
+    evaluation: pa.Table | None
+    train_counts: Counts
+    eval_counts: Counts | None
+    fingerprint: str
+    """SHA-256 of what is trained on, in tokens."""
+    questions: tuple[Question, ...]
+
+
+def prepare(context: RunContext, tokenizer: Any) -> Prepared:
+    """The data of this run, the same in every rank."""
+    path = context.scratch / "data"
+    if context.rank > 0:
+        return _load_when_there(path)
+    spec = context.run.spec
+    assert spec.dataset is not None and spec.method.sft is not None
+    train, evaluation = open_sets(context)
+    encoder = make_encoder(tokenizer, spec.model, spec.dataset, spec.method.sft, train)
+    prepared = build(encoder, train, evaluation, sft=spec.method.sft, questions=spec.reporting.samples.prompts)
+    _report(context, prepared)
+    if context.world_size > 1:
+        _save(prepared, path)
+    return prepared
+
+
+def open_sets(context: RunContext) -> tuple[Rows, Rows | None]:
+    """Training and evaluation rows as the request splits them."""
+    spec, inputs = context.run.spec, context.inputs
+    assert spec.dataset is not None and inputs.dataset is not None
+    other = inputs.eval_dataset
+    return split_rows(
+        spec.dataset,
+        Path(inputs.dataset.path),
+        Path(other.path) if other else None,
+        seed=spec.training.seed,
+        max_eval_rows=spec.training.eval.max_rows,
+    )
+
+
+def split_rows(
+    dataset: Dataset, path: Path, eval_path: Path | None, *, seed: int, max_eval_rows: int | None
+) -> tuple[Rows, Rows | None]:
+    """Training and evaluation rows. A fraction is chosen by the seed; the order of the rows stays."""
+    train = open_rows(path, source=dataset.source, split=dataset.split)
+    if dataset.eval_source and eval_path:
+        split = dataset.eval_split or ("train" if eval_path.is_file() else "test")
+        evaluation = open_rows(eval_path, source=dataset.eval_source, split=split, field="dataset.eval_split")
+        return train, evaluation.head(max_eval_rows)
+    if dataset.eval_split:
+        evaluation = open_rows(path, source=dataset.source, split=dataset.eval_split, field="dataset.eval_split")
+        return train, evaluation.head(max_eval_rows)
+    if dataset.eval_fraction is None:
+        return train, None
+    held_out = max(1, round(len(train) * dataset.eval_fraction))
+    if held_out >= len(train):
+        raise RunFailed(
+            TrainerExit.DATA,
+            f"dataset.eval_fraction: {dataset.eval_fraction:g} of {len(train)} rows leaves none to train on.",
+        )
+    order = np.random.default_rng(seed).permutation(len(train))
+    chosen, rest = np.sort(order[:held_out]), np.sort(order[held_out:])
+    return train.select(rest), train.select(chosen).head(max_eval_rows)
+
+
+def build(encoder: Encoder, train: Rows, evaluation: Rows | None, *, sft: Sft, questions: int) -> Prepared:
+    """Encode, cut, pack and count. Raises RunFailed (DATA) where rows are wrong or nothing is left."""
+    split = sft.packing and sft.packing_strategy == "bfd_split"
+    tokens, counts = _encode(encoder, train, max_length=sft.max_length, split=split)
+    if sft.packing:
+        packed = pack(tokens, max_length=sft.max_length)
+        counts.packing_fill, counts.sequences = packed.fill(sft.max_length), len(packed.bins)
+        table = _packed_table(packed)
+    else:
+        table = _table(tokens)
+    eval_table, eval_counts = None, None
+    if evaluation is not None:
+        eval_tokens, eval_counts = _encode(encoder, evaluation, max_length=sft.max_length, split=False)
+        eval_table = _table(eval_tokens)
+    asked = evaluation.head(questions) if evaluation is not None else None
+    return Prepared(
+        train=table,
+        evaluation=eval_table,
+        train_counts=counts,
+        eval_counts=eval_counts,
+        fingerprint=tokens.digest(),
+        questions=tuple(_questions(encoder, asked, sft.max_length)) if asked is not None else (),
+    )
+
+
+def _encode(encoder: Encoder, rows: Rows, *, max_length: int, split: bool) -> tuple[Tokens, Counts]:
+    collector = Collector(max_length=max_length, eos=encoder.eos, split=split)
+    merged_before = encoder.merged_boundaries
+    for start, batch in rows.batches(_BATCH):
+        _check(encoder, rows, start, batch)
+        for offset, encoded in enumerate(encoder.encode(batch)):
+            collector.add(encoded, int(rows.indices[start + offset]) + 1)
+    tokens, counts = collector.tokens(), collector.counts
+    counts.rows_merged_at_boundary = encoder.merged_boundaries - merged_before
+    if not len(tokens):
+        raise _nothing_left(rows, counts, max_length)
+    return tokens, counts
+
+
+def _check(encoder: Encoder, rows: Rows, start: int, batch: Sequence[Row]) -> None:
+    found = [(start + offset, text) for offset, row in enumerate(batch) if (text := problem(encoder, row))]
+    if not found:
+        return
+    shown = "; ".join(f"{rows.place(position)}: {text}" for position, text in found[:_SHOWN_PROBLEMS])
+    more = f"; and {len(found) - _SHOWN_PROBLEMS} more" if len(found) > _SHOWN_PROBLEMS else ""
+    count = "1 row" if len(found) == 1 else f"{len(found)} rows"
+    raise RunFailed(
+        TrainerExit.DATA,
+        f"The data set {rows.source} has {count} that cannot be learned: {shown}{more}.",
+        fix="Correct these rows or take them out.",
+    )
+
+
+def _nothing_left(rows: Rows, counts: Counts, max_length: int) -> RunFailed:
+    fix = "Check the answers in the data set."
+    if counts.shortest_useful_length:
+        fix = (
+            f"Raise method.sft.max_length to {counts.shortest_useful_length:,} tokens at least, or shorten the prompts."
+        )
+    return RunFailed(
+        TrainerExit.DATA,
+        f"None of the {counts.rows:,} rows of {rows.source} has anything left to learn within max_length "
+        f"({max_length:,} tokens).",
+        fix=fix,
+    )
+
+
+def _table(tokens: Tokens) -> pa.Table:
+    numbers = pa.array(tokens.rows, type=pa.int64())
+    singles = pa.ListArray.from_arrays(pa.array(np.arange(len(tokens) + 1), type=pa.int32()), numbers)
+    return pa.table({**_token_columns(tokens, tokens.offsets), "rows": singles})
+
+
+def _packed_table(packed: Packed) -> pa.Table:
+    tokens = gather(packed.tokens, (row for group in packed.bins for row in group))
+    borders = np.cumsum([0, *(len(group) for group in packed.bins)])
+    offsets = pa.array(borders, type=pa.int32())
+    return pa.table(
+        {
+            **_token_columns(tokens, tokens.offsets[borders]),
+            "seq_lengths": pa.ListArray.from_arrays(offsets, pa.array(tokens.lengths, type=pa.int64())),
+            "rows": pa.ListArray.from_arrays(offsets, pa.array(tokens.rows, type=pa.int64())),
+        }
+    )
+
+
+def _token_columns(tokens: Tokens, offsets: Any) -> dict[str, pa.Array]:
+    borders = pa.array(offsets, type=pa.int64())
+    return {
+        "input_ids": pa.LargeListArray.from_arrays(borders, pa.array(tokens.ids)),
+        "labels": pa.LargeListArray.from_arrays(borders, pa.array(tokens.labels)),
+    }
+
+
+def _questions(encoder: Encoder, rows: Rows, max_length: int) -> list[Question]:
+    """The prompts of the first rows and their right answers, as generation sees them."""
+    return [_question(encoder, row, max_length) for _, batch in rows.batches(_BATCH) for row in batch]
+
+
+def _question(encoder: Encoder, row: Row, max_length: int) -> Question:
+    [encoded] = encoder.encode([row])
+    if encoder.format == "text":
+        half = max(1, min(len(encoded.ids) // 2, max_length // 2))
+        prompt_ids, answer_ids = encoded.ids[:half], encoded.ids[half:]
+    elif encoder.format == "messages":
+        return _chat_question(encoder, row)
+    else:
+        return _plain_question(encoder, row)
+    decode = encoder.tokenizer.decode
+    return Question(
+        prompt_ids=prompt_ids,
+        prompt=decode(prompt_ids, skip_special_tokens=True),
+        expected=decode(answer_ids, skip_special_tokens=True),
+    )
+
+
+def _chat_question(encoder: Encoder, row: Row) -> Question:
+    messages = encoder.conversation(row)
+    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
+    expected = str(messages[last].get("content") or "") if last < len(messages) else ""
+    return _rendered(encoder, messages[:last], expected)
+
+
+def _plain_question(encoder: Encoder, row: Row) -> Question:
+    prompt, completion = encoder.value(row, "prompt"), encoder.value(row, "completion")
+    if not isinstance(prompt, str):
+        return _rendered(encoder, prompt, str(completion[0].get("content") or ""))
+    return Question(prompt_ids=encoder.prompt_ids(prompt), prompt=prompt, expected=completion)
+
+
+def _rendered(encoder: Encoder, messages: Sequence[Any], expected: str) -> Question:
+    ids = encoder.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    return Question(
+        prompt_ids=ids["input_ids"], prompt=str(messages[-1]["content"]) if messages else "", expected=expected
+    )
+
+
+def _report(context: RunContext, prepared: Prepared) -> None:
+    counts = prepared.train_counts
+    metrics = counts.metrics()
+    if prepared.eval_counts:
+        metrics |= {f"eval_{name}": value for name, value in prepared.eval_counts.metrics().items()}
+    text = f"{counts.rows_used:,} of {counts.rows:,} rows, {counts.tokens_learned:,} tokens to learn"
+    if counts.packing_fill is not None:
+        text += f", packed into {counts.sequences:,} sequences, {counts.packing_fill:.1%} full"
+    context.event(EventType.DATA, text, metrics=metrics, fields={"fingerprint": prepared.fingerprint})
+    if counts.rows_dropped or counts.rows_truncated:
+        context.event(
+            EventType.WARNING,
+            f"{counts.rows_dropped:,} rows dropped (nothing left to learn), {counts.rows_truncated:,} cut at max_length: "
+            f"{counts.tokens_dropped + counts.tokens_truncated:,} of {counts.tokens:,} tokens are not trained on.",
+        )
+    if counts.rows_merged_at_boundary:
+        context.event(
+            EventType.WARNING,
+            f"In {counts.rows_merged_at_boundary:,} rows the last token of the prompt merges with the completion, so the model "
+            "sees another prompt than at inference: end prompts with a line break or begin completions with a space.",
+        )
+
+
+def _save(prepared: Prepared, path: Path) -> None:
+    path.mkdir(exist_ok=True)
+    for name, table in (("train", prepared.train), ("eval", prepared.evaluation)):
+        if table is not None:
+            with pa.OSFile(str(path / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+    record = {
+        "train_counts": asdict(prepared.train_counts),
+        "eval_counts": asdict(prepared.eval_counts) if prepared.eval_counts else None,
+        "fingerprint": prepared.fingerprint,
+    }
+    temporary = path / "ready.part"
+    temporary.write_text(json.dumps(record), encoding="utf-8")
+    temporary.replace(path / "ready.json")
+
+
+def _load_when_there(path: Path) -> Prepared:
+    """Wait for the first rank without a time limit: when it fails, the supervisor ends this process too."""
+    while not (path / "ready.json").exists():
+        time.sleep(0.05)
+    record = json.loads((path / "ready.json").read_text(encoding="utf-8"))
+    eval_counts = record["eval_counts"]
+    return Prepared(
+        train=_mapped(path / "train.arrow"),
+        evaluation=_mapped(path / "eval.arrow") if eval_counts else None,
+        train_counts=Counts(**record["train_counts"]),
+        eval_counts=Counts(**eval_counts) if eval_counts else None,
+        fingerprint=record["fingerprint"],
+        questions=(),  # the first rank answers them
+    )
+
+
+def _mapped(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()

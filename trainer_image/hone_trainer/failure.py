@@ -1,0 +1,147 @@
+"""Why a run ended: one exception that carries an exit code, and the mapping of everybody else's exceptions to it.
+
+The worker and the supervisor both end here; neither imports torch for it, so torch's exceptions are known by name.
+"""
+
+import errno
+import json
+import os
+import signal
+import traceback
+from pathlib import Path
+
+from hone.errors import HoneError, IntegrityError, StorageError, TemporaryError, UserError
+from hone.job import Failure, FailureClass
+from hone.run import FAILURE_CLASSES, RunDirectory, TrainerExit
+
+LOG_TAIL_LINES = 20
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+class RunFailed(HoneError):
+    """The run cannot go on. `code` is the exit code, the text says what happened and the fix."""
+
+    def __init__(self, code: TrainerExit, message: str, *, fix: str = "") -> None:
+        self.code = code
+        super().__init__(message, fix=fix)
+
+
+def classify(error: BaseException) -> RunFailed:
+    """What any exception means for the run."""
+    if isinstance(error, RunFailed):
+        return error
+    if isinstance(error, HoneError):
+        return RunFailed(_code_of(error), error.message, fix=error.fix)
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+        return RunFailed(TrainerExit.OUT_OF_MEMORY, f"Out of memory: {_first_line(error)}", fix=_MEMORY_FIX)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = error.filename or "the scratch directory"
+        return RunFailed(
+            TrainerExit.STORAGE,
+            f"The disk is full: {place} cannot be written.",
+            fix="Free space there, or use another.",
+        )
+    if isinstance(error, OSError) and "No space left" in str(error):
+        return RunFailed(TrainerExit.STORAGE, f"The disk is full: {_first_line(error)}.", fix="Free space there.")
+    return RunFailed(
+        TrainerExit.INTERNAL,
+        f"{type(error).__name__}: {_first_line(error)}",
+        fix="The rank's log holds the traceback; report it as a bug.",
+    )
+
+
+_MEMORY_FIX = (
+    "Lower training.micro_batch_size or method.sft.max_length, or set training.activation_checkpointing to true."
+)
+
+
+def _code_of(error: HoneError) -> TrainerExit:
+    if isinstance(error, UserError):
+        return TrainerExit.USER
+    if isinstance(error, StorageError | IntegrityError | TemporaryError):
+        return TrainerExit.STORAGE
+    return TrainerExit.INTERNAL
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
+def failure_of(error: RunFailed, *, rank: int | None = None, log_tail: tuple[str, ...] = ()) -> Failure:
+    """The record that outlives the process."""
+    return Failure(
+        failure_class=FAILURE_CLASSES[error.code],
+        message=error.message,
+        next_step=error.fix,
+        rank=rank,
+        exit_code=int(error.code),
+        log_tail=log_tail,
+    )
+
+
+def write_error(directory: RunDirectory, error: BaseException, *, rank: int) -> RunFailed:
+    """Leave error-<rank>.json for the supervisor; the traceback goes to the rank's log. Returns what it was classified as."""
+    failed = classify(error)
+    if failed.code == TrainerExit.INTERNAL:
+        traceback.print_exception(error)
+    write_atomically(directory.error(rank), json.dumps(failure_to_json(failure_of(failed, rank=rank))))
+    return failed
+
+
+def read_error(directory: RunDirectory, rank: int) -> Failure | None:
+    """What a worker said before it ended, with the last lines of its log; None when it said nothing."""
+    try:
+        data = json.loads(directory.error(rank).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return failure_from_json({**data, "log_tail": log_tail(directory.log(rank))})
+
+
+def worker_died(directory: RunDirectory, *, rank: int, signal_number: int) -> Failure:
+    """The record of a worker that was killed from outside."""
+    name = signal.Signals(signal_number).name
+    fix = "Run it again; look at the machine's log when it repeats."
+    if signal_number == signal.SIGKILL:
+        fix = "SIGKILL without a word is often the kernel's out-of-memory killer: look at dmesg, lower the memory need."
+    error = RunFailed(TrainerExit.WORKER_DIED, f"The worker of rank {rank} was killed by {name}.", fix=fix)
+    return failure_of(error, rank=rank, log_tail=log_tail(directory.log(rank)))
+
+
+def log_tail(path: Path) -> tuple[str, ...]:
+    """The last lines of a log; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 16_384))
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ()
+    return tuple(text.splitlines()[-LOG_TAIL_LINES:])
+
+
+def failure_to_json(failure: Failure) -> dict[str, object]:
+    """As exit.json and error-<rank>.json hold it; absent values are left out."""
+    values = {**vars(failure), "failure_class": str(failure.failure_class), "log_tail": list(failure.log_tail)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def failure_from_json(data: dict[str, object]) -> Failure:
+    """The other way round."""
+    known = {**data, "failure_class": FailureClass(str(data["failure_class"]))}
+    known["log_tail"] = tuple(data.get("log_tail") or ())  # type: ignore[arg-type,call-overload]
+    return Failure(**known)  # type: ignore[arg-type]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that it is there whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,166 @@
+"""Fetching what a run reads: models and data sets, from wherever they are to this machine's disk.
+
+Called by the supervisor before any worker starts, so that workers need no network at all. `hf://` is online for exactly
+the sources that the request names; a `file://` source is used where it lies.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from hone.run import Run, TrainerExit
+from hone.storage import MANIFEST, download_directory, open_store
+from hone_trainer.failure import RunFailed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One input as it was asked for, and where it lies now."""
+
+    asked: str
+    path: str
+    """A file or directory of this machine."""
+    revision: str = ""
+    """Commit of a Hub repository; empty elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Everything that the workers read."""
+
+    model: Source
+    tokenizer: Source
+    dataset: Source | None = None
+    eval_dataset: Source | None = None
+
+    def write(self, path: Path) -> None:
+        """For the workers, as JSON."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @staticmethod
+    def read(path: Path) -> "Inputs":
+        """The other way round."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Inputs(**{name: Source(**source) if source else None for name, source in data.items()})
+
+
+def fetch(run: Run, directory: Path) -> Inputs:
+    """Bring every source of the request to this machine. Raises RunFailed or a HoneError that names the source."""
+    spec = run.spec
+    model = _fetch(run, "model.source", spec.model.source, directory / "model")
+    tokenizer = model
+    if spec.model.tokenizer:
+        tokenizer = _fetch(run, "model.tokenizer", spec.model.tokenizer, directory / "tokenizer")
+    dataset = eval_dataset = None
+    if spec.dataset:
+        dataset = _fetch_rows(run, "dataset.source", spec.dataset.source, directory / "dataset")
+        if spec.dataset.eval_source:
+            eval_dataset = _fetch_rows(run, "dataset.eval_source", spec.dataset.eval_source, directory / "eval")
+    return Inputs(model=model, tokenizer=tokenizer, dataset=dataset, eval_dataset=eval_dataset)
+
+
+def _fetch(run: Run, field: str, source: str, target: Path) -> Source:
+    """A model or tokenizer."""
+    address = run.inputs.get(source, source)
+    scheme, _, rest = address.partition("://")
+    if scheme == "hf":
+        return _fetch_repository(field, source, rest)
+    path = _fetch_files(field, address, target)
+    if not path.is_dir():
+        raise RunFailed(TrainerExit.USER, f"{field}: {source} is a file; a model is a directory with its config.json.")
+    return Source(asked=source, path=str(path))
+
+
+def _fetch_rows(run: Run, field: str, source: str, target: Path) -> Source:
+    """A data set: a file or a directory of files."""
+    address = run.inputs.get(source, source)
+    if address.startswith("hf://"):
+        return _fetch_hub_rows(run, field, source, target)
+    return Source(asked=source, path=str(_fetch_files(field, address, target)))
+
+
+def _fetch_files(field: str, address: str, target: Path) -> Path:
+    scheme, _, rest = address.partition("://")
+    if scheme == "file":
+        path = Path(unquote(rest))
+        if not path.exists():
+            raise RunFailed(
+                TrainerExit.USER, f"{field}: {path} does not exist on this machine.", fix="Name a file that is there."
+            )
+        return path
+    if scheme == "s3":
+        return _fetch_objects(field, rest, target)
+    raise RunFailed(
+        TrainerExit.USER, f"{field}: {address} cannot be fetched.", fix="Use a file://, s3:// or hf:// source."
+    )
+
+
+def _fetch_objects(field: str, rest: str, target: Path) -> Path:
+    """Everything below a prefix, or the one object of that key; by its manifest where there is one."""
+    bucket, _, key = rest.partition("/")
+    key = key.rstrip("/")
+    store = open_store(f"s3://{bucket}")
+    found = list(store.list_objects(key))
+    if not found:
+        raise RunFailed(TrainerExit.USER, f"{field}: there is nothing at s3://{rest}.")
+    if any(item.key == f"{key}/{MANIFEST}" for item in found):
+        download_directory(store, key, target)
+        return target
+    for item in found:
+        name = item.key.removeprefix(key).lstrip("/") or key.rpartition("/")[2]
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        store.get_file(item.key, target / name)
+    return target / key.rpartition("/")[2] if [item.key for item in found] == [key] else target
+
+
+_MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+
+
+def _fetch_repository(field: str, source: str, name: str) -> Source:
+    from huggingface_hub import snapshot_download  # late: only hf:// needs it
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        path = snapshot_download(repository, revision=revision or None, allow_patterns=list(_MODEL_FILES))
+    except HfHubHTTPError as error:
+        raise RunFailed(
+            TrainerExit.USER, f"{field}: the Hub refuses {source}: {str(error).splitlines()[0]}", fix=_HUB_FIX
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise RunFailed(
+            TrainerExit.STORAGE, f"{field}: {source} could not be fetched from the Hub: {str(error).splitlines()[0]}"
+        ) from error
+    return Source(asked=source, path=path, revision=Path(path).name)
+
+
+_HUB_FIX = "Check the name and revision; a gated or private repository needs HF_TOKEN in the environment."
+
+
+def _fetch_hub_rows(run: Run, field: str, source: str, target: Path) -> Source:
+    """Rows of a Hub data set, as parquet: in a process of its own, because `datasets` decides on being offline at import."""
+    assert run.spec.dataset is not None
+    target.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    splits = [run.spec.dataset.split] if field == "dataset.source" else [run.spec.dataset.eval_split or "test"]
+    if field == "dataset.source" and run.spec.dataset.eval_split and not run.spec.dataset.eval_source:
+        splits.append(run.spec.dataset.eval_split)
+    command = [
+        sys.executable,
+        "-m",
+        "hone_trainer.hub_rows",
+        source,
+        run.spec.dataset.config or "",
+        str(target),
+        *splits,
+    ]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "no message")
+        raise RunFailed(TrainerExit.DATA, f"{field}: {source} could not be fetched: {last}", fix=_HUB_FIX)
+    return Source(asked=source, path=str(target), revision=ended.stdout.strip())

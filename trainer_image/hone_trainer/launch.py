@@ -1,0 +1,84 @@
+"""How a run's processes are started: the command and its environment. Pure; the supervisor starts it.
+
+One process is executed directly (a launcher costs about four seconds); several go through `accelerate launch` with every
+value as a flag, so that no configuration file of the machine has a say.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from hone.job import Launch
+
+_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "DISABLE_TELEMETRY": "1",
+}
+_LAUNCHER_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+def command(launch: Launch, directory: Path) -> list[str]:
+    """The argument list that starts every worker of this machine."""
+    worker = [sys.executable, "-m", "hone_trainer.worker", str(directory)]
+    if launch.launcher == "direct":
+        return worker
+    return [
+        sys.executable,
+        "-m",
+        "hone_trainer.launcher",
+        # `--cpu` would silently start one process; `--multi_gpu` is torchrun, and the worker chooses gloo on a CPU.
+        "--multi_gpu",
+        f"--num_processes={launch.world_size}",
+        f"--num_machines={launch.nodes}",
+        "--machine_rank=0",
+        "--main_process_ip=127.0.0.1",
+        "--main_process_port=0",
+        "--rdzv_backend=static",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        f"--num_cpu_threads_per_process={threads(launch)}",
+        "--max_restarts=0",
+        "--module",
+        *worker[2:],
+    ]
+
+
+def environment(launch: Launch, scratch: Path, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The workers' environment: offline, without telemetry, without leftovers of another launcher."""
+    kept = {name: value for name, value in inherited.items() if name not in _LAUNCHER_VARIABLES}
+    kept = {name: value for name, value in kept.items() if not name.startswith(("ACCELERATE_", "TORCHELASTIC_"))}
+    extra = {
+        "OMP_NUM_THREADS": str(threads(launch)),
+        "TOKENIZERS_PARALLELISM": "true" if launch.processes_per_node == 1 else "false",
+        "HF_DATASETS_CACHE": str(scratch / "datasets"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if launch.device == "cpu":
+        extra |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    return {**kept, **_OFFLINE, **extra}
+
+
+def threads(launch: Launch) -> int:
+    """CPU threads of each process: as planned, else the machine's cores shared evenly."""
+    cores = len(os.sched_getaffinity(0))
+    return launch.threads_per_process or max(1, cores // launch.processes_per_node)
+
+
+def killed_rank(lines: tuple[str, ...]) -> tuple[int, int] | None:
+    """Rank and signal of a worker that was killed, from torchrun's last words; None when they name none."""
+    text = "\n".join(lines)
+    found = re.search(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*-(\d+)", text, re.DOTALL)
+    return (int(found[1]), int(found[2])) if found else None
