@@ -1,0 +1,207 @@
+"""`hone plan`: whether a request fits, and exactly what would run. The answer first, then why, then the next step."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hone.cli import quantities as q
+from hone.cli.answer import as_data, print_json
+from hone.cli.connection import connect
+from hone.cli.console import answers
+from hone.cli.failure import ExitCode
+from hone.cli.options import AsJson, Namespace, Overrides, RequestFile, Server
+from hone.cli.request import about, load
+
+if TYPE_CHECKING:
+    from hone.job import Launch, Plan
+    from hone.spec import JobSpec
+
+BAR_WIDTH = 24
+
+
+def plan(
+    file: RequestFile,
+    overrides: Overrides = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the formula of every figure.")] = False,
+    as_json: AsJson = False,
+    server: Server = "",
+    namespace: Namespace = "",
+) -> int:
+    """Say whether a request fits, on what, and what would run. Starts nothing, needs no service.
+
+    Ends with 0 when it fits and 1 when it does not. With a server, the answer is about that server's machines.
+    """
+    spec = load(file, overrides)
+    with about(file):
+        resolved, planned, why_not_here = _planned_by(server, namespace, spec) if server else _planned_here(spec)
+    if as_json:
+        print_json(_as_data(resolved, planned, why_not_here, not_served(spec)))
+    else:
+        print_plan(answers(), resolved, planned, explain=explain)
+        _print_rest(spec, planned, why_not_here, file)
+    return ExitCode.DONE if planned.fits else ExitCode.FAILED
+
+
+def not_served(spec: "JobSpec") -> str:
+    """What this version does not run yet of a request; empty when it runs all of it."""
+    from hone.errors import NotServed
+    from hone.spec.combinations import refuse_unserved
+
+    try:
+        refuse_unserved(spec)
+    except NotServed as error:
+        return str(error)
+    return ""
+
+
+def print_plan(console: Console, spec: "JobSpec", plan: "Plan", *, explain: bool = False) -> None:
+    """The answer, the memory of one device, and what would run."""
+    console.print(plan.sentence)
+    console.print()
+    console.print(_memory(plan))
+    console.print()
+    if explain:
+        console.print(_formulas(plan))
+        console.print()
+    facts = Table.grid(padding=(0, 2))
+    for name, fact in _facts(spec, plan):
+        facts.add_row("", name, fact)
+    console.print(facts)
+
+
+def batch_text(launch: "Launch") -> str:
+    """`4 rows × 4 accumulated × 1 GPU = 16`."""
+    rows = "row" if launch.micro_batch_size == 1 else "rows"
+    devices = "GPU" if launch.gpus_per_node else "process"
+    world = launch.world_size
+    plural = devices if world == 1 else f"{devices}s" if launch.gpus_per_node else "processes"
+    return (
+        f"{launch.micro_batch_size} {rows} × {launch.gradient_accumulation_steps} accumulated × {world} {plural} "
+        f"= {launch.global_batch_size}"
+    )
+
+
+def launch_text(launch: "Launch") -> str:
+    """`1 process, bf16, activation checkpointing`."""
+    processes = "1 process" if launch.world_size == 1 else f"{launch.world_size} processes"
+    nodes = f" on {launch.nodes} machines" if launch.nodes > 1 else ""
+    parts = [f"{processes}{nodes}", launch.precision]
+    if launch.strategy != "none":
+        parts.append(launch.strategy)
+    if launch.activation_checkpointing:
+        parts.append("activation checkpointing")
+    return ", ".join(parts)
+
+
+def _as_data(resolved: "JobSpec", plan: "Plan", why_not_here: str, not_served_yet: str) -> dict[str, Any]:
+    return {
+        "plan": as_data(plan),
+        "spec": resolved.model_dump(mode="json"),
+        "runs_here": not why_not_here,
+        "why_not_here": why_not_here,
+        "not_served_yet": not_served_yet,
+    }
+
+
+def _planned_here(spec: "JobSpec") -> tuple["JobSpec", "Plan", str]:
+    from hone.machine import look, plan_here
+    from hone.settings import Settings
+
+    planned = plan_here(spec, look(Settings().gpu_profiles))
+    return planned.spec, planned.plan, planned.why_not_here
+
+
+def _planned_by(server: str, namespace: str, spec: "JobSpec") -> tuple["JobSpec", "Plan", str]:
+    from hone.errors import InvalidRequest
+
+    with connect(server, namespace) as connection:
+        answer = connection.client.plan(spec)
+    if answer.violations or answer.spec is None or answer.plan is None:
+        raise InvalidRequest(answer.violations)
+    return answer.spec, answer.plan, answer.why_not_here
+
+
+def _memory(plan: "Plan") -> Table:
+    share = plan.peak_bytes / plan.capacity_bytes if plan.capacity_bytes else 1.0
+    filled = round(min(share, 1.0) * BAR_WIDTH)
+    table = Table.grid(padding=(0, 2))
+    bar = "█" * filled + "░" * (BAR_WIDTH - filled)
+    table.add_row("", plan.gpu or "CPU", f"{bar}  {q.share(plan.peak_bytes, plan.capacity_bytes)}")
+    table.add_row("", "", q.sizes([(item.name, item.size_bytes) for item in plan.memory]))
+    return table
+
+
+def _formulas(plan: "Plan") -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    for item in plan.memory:
+        table.add_row("", item.name, q.size(item.size_bytes), item.formula)
+    table.add_row("", "peak", q.size(plan.peak_bytes), f"of {q.size(plan.capacity_bytes)}")
+    return table
+
+
+def _facts(spec: "JobSpec", plan: "Plan") -> list[tuple[str, str]]:
+    launch = plan.launch
+    trained = f"{q.count(plan.trainable_parameters)} trained ({q.share(plan.trainable_parameters, plan.parameters)})"
+    outputs = ", ".join(f"{kind} {q.size(size)}" for kind, size in plan.output_bytes.items())
+    facts = [
+        ("model", f"{_source(spec.model.source)}   {q.count(plan.parameters)} parameters, {trained}"),
+        ("data", _data(spec)),
+        ("batch", batch_text(launch)),
+        ("launch", launch_text(launch)),
+        ("outputs", outputs),
+        ("needs", f"{q.size(plan.host_memory_bytes)} of memory and {q.size(plan.disk_bytes)} of disk on each machine"),
+    ]
+    if plan.max_steps:
+        facts.append(("steps", q.count(plan.max_steps) + _time(plan)))
+    facts += [("note", note) for note in plan.notes]
+    facts += [("warning", warning) for warning in plan.warnings]
+    return [(name, fact) for name, fact in facts if fact]
+
+
+def _source(source: str) -> str:
+    return source.removeprefix("hf://")
+
+
+def _data(spec: "JobSpec") -> str:
+    if spec.dataset is None:
+        return ""
+    packing = " · packed" if spec.method.sft and spec.method.sft.packing else ""
+    length = f" · up to {q.count(spec.method.sft.max_length)} tokens a row" if spec.method.sft else ""
+    return f"{_source(spec.dataset.source)} ({spec.dataset.split}){length}{packing}"
+
+
+def _time(plan: "Plan") -> str:
+    if plan.seconds_low is None or plan.seconds_high is None:
+        return ""
+    return f", about {q.duration(plan.seconds_low)} to {q.duration(plan.seconds_high)}"
+
+
+def _print_rest(spec: "JobSpec", plan: "Plan", why_not_here: str, file: Path) -> None:
+    console = answers()
+    if plan.alternatives:
+        console.print("\n  smallest changes that fit:")
+        table = Table.grid(padding=(0, 2))
+        for other in plan.alternatives:
+            where = f"{other.gpus} × {other.gpu}" if other.gpus else other.gpu
+            table.add_row("   ", other.change, f"→ {where} ({q.size(other.peak_bytes)} each)")
+        console.print(table)
+    console.print()
+    if unserved := not_served(spec):
+        console.print(f"  Not yet: {unserved}")
+    console.print(f"  {_next(plan, why_not_here, file, unserved=bool(unserved))}")
+
+
+def _next(plan: "Plan", why_not_here: str, file: Path, *, unserved: bool) -> str:
+    formulas = "hone plan --explain shows every formula"
+    if not plan.fits:
+        return f"Next: change {file.name} as above · {formulas}"
+    if why_not_here:
+        return f"Not on this machine: {why_not_here} Next: {formulas}"
+    return f"Next: {formulas}" if unserved else f"Next: hone run {file} · {formulas}"

@@ -1,0 +1,152 @@
+"""`hone run` and `hone watch`: from a request to its outputs, and back to a run that goes on."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from hone.cli.answer import as_data, print_json, print_json_line
+from hone.cli.connection import connect
+from hone.cli.console import answers, remarks
+from hone.cli.failure import ExitCode
+from hone.cli.options import AsJson, JobName, Namespace, Overrides, RequestFile, Server
+from hone.cli.request import about, load
+from hone.errors import InvalidRequest, Violation
+
+if TYPE_CHECKING:
+    from hone.cli.follow import Display, Interrupts
+    from hone.job import Job
+    from hone.rpc.client import Client
+    from hone.spec import JobSpec
+
+
+def run(
+    file: RequestFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    server: Server = "",
+    namespace: Namespace = "",
+) -> int:
+    """Plan a request, run it to its end, and show where the model is.
+
+    Ctrl-C asks once and cancels cleanly. When this command is killed the run goes on: `hone watch` comes back to it.
+    With --json, progress goes to stderr and the finished job to stdout.
+    """
+    from hone.cli.follow import Interrupts
+
+    spec = load(file, overrides)
+    console = remarks() if as_json else answers()
+    with connect(server, namespace) as connection, Interrupts() as interrupts:
+        job = _submit(connection.client, spec, file, console)
+        job, was_asked_to_cancel = _to_the_end(connection.client, job, console, interrupts)
+    if as_json:
+        print_json(as_data(job))
+    return _exit_code(job, was_asked_to_cancel)
+
+
+def watch(job: JobName, as_json: AsJson = False, server: Server = "", namespace: Namespace = "") -> int:
+    """Follow a job to its end. Ctrl-C leaves it running.
+
+    Ends with 0 when the job succeeded and 1 when it did not. With --json, one event a line.
+    """
+    with connect(server, namespace) as connection:
+        found = connection.client.get(job)
+        follow = _print_events if as_json else _watch
+        return follow(connection.client, found)
+
+
+def _submit(client: "Client", spec: "JobSpec", file: Path, console: Console) -> "Job":
+    from hone.cli.plan import print_plan
+
+    with about(file):
+        answer = client.plan(spec)
+        if answer.violations or answer.spec is None or answer.plan is None:
+            raise InvalidRequest(answer.violations)
+        if not answer.runs_here:
+            fix = f"{answer.why_not_here} See: hone plan {file}"
+            raise InvalidRequest([Violation(path="compute", message=fix)])
+        job = client.submit(spec)
+    print_plan(console, job.resolved_spec, job.plan)
+    console.print()
+    return job
+
+
+def _to_the_end(client: "Client", job: "Job", console: Console, interrupts: "Interrupts") -> tuple["Job", bool]:
+    from hone.cli.ending import print_end
+    from hone.cli.follow import display_on, follow
+
+    display = display_on(console)
+    display.say(f"  {job.namespace}/{job.id}")
+    question = _CancelQuestion(client, job, display, interrupts)
+    story = follow(client.watch(job.id), interrupts, display, on_interrupt=question)
+    job = client.get(job.id)
+    if job.state.is_terminal:
+        print_end(console, job, story)
+    else:
+        console.print(f"  {job.id} is {job.state}; hone watch {job.id} comes back to it.")
+    return job, question.cancelled
+
+
+class _CancelQuestion:
+    """What Ctrl-C does during `hone run`; answers whether to leave without waiting for the end."""
+
+    def __init__(self, client: "Client", job: "Job", display: "Display", interrupts: "Interrupts") -> None:
+        self._client, self._job, self._display, self._interrupts = client, job, display, interrupts
+        self.cancelled = False
+
+    def __call__(self) -> bool:
+        if self.cancelled:  # once more while it is being cancelled: do not wait
+            return True
+        if self._is_wanted():
+            self.cancelled = True
+            self._client.cancel(self._job.id)
+            self._display.say("  Cancelling; Ctrl-C once more leaves without waiting.")
+        else:
+            self._display.say("  Goes on.")
+        return False
+
+    def _is_wanted(self) -> bool:
+        if not sys.stdin.isatty():
+            return True
+        self._display.pause()
+        with self._interrupts.as_usual():
+            try:
+                answer = input("\n  Cancel the run? [y/N] ")
+            except KeyboardInterrupt:
+                return True
+            except EOFError:
+                return False
+        return answer.strip().lower() in ("y", "yes")
+
+
+def _exit_code(job: "Job", was_asked_to_cancel: bool) -> ExitCode:
+    from hone.cli.ending import exit_code
+    from hone.job import State
+
+    if was_asked_to_cancel and job.state not in (State.SUCCEEDED, State.FAILED):
+        return ExitCode.INTERRUPTED
+    return exit_code(job)
+
+
+def _watch(client: "Client", job: "Job") -> ExitCode:
+    from hone.cli.ending import exit_code, print_end
+    from hone.cli.follow import Interrupts, display_on, follow
+
+    console = answers()
+    with Interrupts() as interrupts:
+        story = follow(client.watch(job.id), interrupts, display_on(console), on_interrupt=lambda: True)
+    job = client.get(job.id)
+    if not job.state.is_terminal:
+        console.print(f"\n  Still running. hone watch {job.id} comes back to it; hone cancel {job.id} stops it.")
+        return ExitCode.INTERRUPTED
+    print_end(console, job, story)
+    return exit_code(job)
+
+
+def _print_events(client: "Client", job: "Job") -> ExitCode:
+    from hone.cli.ending import exit_code
+
+    for event in client.watch(job.id):
+        print_json_line(as_data(event))
+    return exit_code(client.get(job.id))
