@@ -1,6 +1,7 @@
 """The trainer's entry: `python -m hone_trainer run DIRECTORY`, one per machine; `python -m hone_trainer inspect FILE`.
 
-Backends start the first; it ends with a TrainerExit code and exit.json. The second tells what a request's data set becomes
+Backends start the first; it ends with a TrainerExit code and exit.json. The second tells what a request's data set
+becomes
 (lengths, dropped rows, one rendered row) without a model, as JSON on stdout. Neither imports torch before it must.
 """
 

@@ -25,7 +25,8 @@ def card(context: RunContext, *, kind: str) -> str:
         "",
         f"# {spec.name}",
         "",
-        f"{'LoRA adapter' if kind == 'adapter' else 'Model'} trained by supervised fine-tuning with Hone {__version__}.",
+        f"{'LoRA adapter' if kind == 'adapter' else 'Model'} trained by supervised fine-tuning with Hone "
+        f"{__version__}.",
         "",
         f"- base: {public_name(base)}{f' at {base.revision}' if base.revision else ''}",
         f"- learning rate {training.learning_rate:g}, {training.scheduler}, seed {training.seed}, "

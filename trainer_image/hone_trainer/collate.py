@@ -1,6 +1,7 @@
 """Rows to batches: padded, or packed with every row shut off from its neighbours.
 
-Called by the methods' trainers. `rows` (where the batch came from) and `num_tokens` travel in the batch as plain numbers and
+Called by the methods' trainers. `rows` (where the batch came from) and `num_tokens` travel in the batch as plain
+numbers and
 are taken out again before the model sees it.
 """
 
@@ -29,7 +30,8 @@ class Collator:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedCollator:
-    """Packed sequences for attention with a mask: positions restart at each row, from which transformers builds a block mask.
+    """Packed sequences for attention with a mask: positions restart at each row, from which transformers builds a
+    block mask.
 
     TRL's own packing flattens a batch into one sequence, which is what flash attention wants, but costs other kernels
     (batch × length)² instead of batch × length².
@@ -47,7 +49,8 @@ class PackedCollator:
 
 @dataclass(frozen=True, kw_only=True)
 class FlatCollator:
-    """Packed sequences for flash attention: the whole batch in one line, with the borders its kernels read (as TRL does)."""
+    """Packed sequences for flash attention: the whole batch in one line, with the borders its kernels read (as TRL
+    does)."""
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch of `examples`."""
@@ -55,7 +58,8 @@ class FlatCollator:
         borders = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
         longest = int(lengths.max())
         flat = {
-            name: torch.tensor([sum((example[name] for example in examples), [])]) for name in ("input_ids", "labels")
+            name: torch.cat([torch.tensor(example[name]) for example in examples])[None]
+            for name in ("input_ids", "labels")
         }
         positions = torch.cat([torch.arange(int(length)) for length in lengths])[None]
         kernels = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}

@@ -1,6 +1,7 @@
 """The data of a run: read, checked, encoded, cut, packed and counted, before a model is loaded.
 
-Called by the methods. The first rank of a machine does the work; the others wait for its file. What is wrong with the rows
+Called by the methods. The first rank of a machine does the work; the others wait for its file. What is wrong with the
+rows
 ends the run here, naming rows and columns.
 """
 
@@ -254,13 +255,15 @@ def _report(context: RunContext, prepared: Prepared) -> None:
     if counts.rows_dropped or counts.rows_truncated:
         context.event(
             EventType.WARNING,
-            f"{counts.rows_dropped:,} rows dropped (nothing left to learn), {counts.rows_truncated:,} cut at max_length: "
+            f"{counts.rows_dropped:,} rows dropped (nothing left to learn), {counts.rows_truncated:,} cut at "
+            f"max_length: "
             f"{counts.tokens_dropped + counts.tokens_truncated:,} of {counts.tokens:,} tokens are not trained on.",
         )
     if counts.rows_merged_at_boundary:
         context.event(
             EventType.WARNING,
-            f"In {counts.rows_merged_at_boundary:,} rows the last token of the prompt merges with the completion, so the model "
+            f"In {counts.rows_merged_at_boundary:,} rows the last token of the prompt merges with the "
+            f"completion, so the model "
             "sees another prompt than at inference: end prompts with a line break or begin completions with a space.",
         )
 

@@ -1,6 +1,7 @@
 """From rows to tokens: what is read, what is learned, and where an answer stops.
 
-Called by data.py for every method that reads text. Each row becomes token ids and a mask of the tokens that are learned.
+Called by data.py for every method that reads text. Each row becomes token ids and a mask of the tokens that are
+learned.
 The rules: exactly one beginning-of-sequence token; the stop token is always learned; chat answers are what the template
 marks with `{% generation %}`; a completion starts where the tokens of prompt and prompt + completion part.
 """
@@ -112,7 +113,8 @@ class Encoder:
         )
 
     def _answered(self, prompt: list[int], whole: list[int]) -> Encoded:
-        """Learn what follows the prompt. Where a token spans the boundary it belongs to the completion, and is counted."""
+        """Learn what follows the prompt. Where a token spans the boundary it belongs to the completion, and is
+        counted."""
         if prompt and prompt[-1] == self.eos:  # some tokenizers end every text
             prompt = prompt[:-1]
         start = 0
@@ -173,7 +175,8 @@ _ENCODERS: dict[str, Callable[[Encoder, Sequence[Row]], list[Encoded]]] = {
 
 
 def make_encoder(tokenizer: Any, model: Model, dataset: Dataset, sft: Sft, rows: Rows) -> Encoder:
-    """The encoder that fits the rows. Raises RunFailed: no fitting columns, no usable template, an option without effect."""
+    """The encoder that fits the rows. Raises RunFailed: no fitting columns, no usable template, an option without
+    effect."""
     name = _format_of(dataset, rows)
     if sft.loss_on == "response" and name == "text":
         raise RunFailed(
@@ -230,7 +233,8 @@ def _template(tokenizer: Any, *, marked: bool) -> str | None:
     except ValueError as error:
         raise RunFailed(
             TrainerExit.USER,
-            "The chat template does not say which tokens are the assistant's, so the loss cannot be on the response only.",
+            "The chat template does not say which tokens are the assistant's, so the loss cannot be on the "
+            "response only.",
             fix="Set model.chat_template with assistant turns between {% generation %} and {% endgeneration %}, or "
             "method.sft.loss_on to all.",
         ) from error

@@ -86,7 +86,8 @@ def failure_of(error: RunFailed, *, rank: int | None = None, log_tail: tuple[str
 
 
 def write_error(directory: RunDirectory, error: BaseException, *, rank: int) -> RunFailed:
-    """Leave error-<rank>.json for the supervisor; the traceback goes to the rank's log. Returns what it was classified as."""
+    """Leave error-<rank>.json for the supervisor; the traceback goes to the rank's log. Returns what it was
+    classified as."""
     failed = classify(error)
     if failed.code == TrainerExit.INTERNAL:
         traceback.print_exception(error)
@@ -133,7 +134,7 @@ def failure_to_json(failure: Failure) -> dict[str, object]:
 def failure_from_json(data: dict[str, object]) -> Failure:
     """The other way round."""
     known = {**data, "failure_class": FailureClass(str(data["failure_class"]))}
-    known["log_tail"] = tuple(data.get("log_tail") or ())  # type: ignore[arg-type,call-overload]
+    known["log_tail"] = tuple(data.get("log_tail") or ())  # type: ignore[arg-type]
     return Failure(**known)  # type: ignore[arg-type]
 
 

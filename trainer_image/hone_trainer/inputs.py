@@ -45,7 +45,8 @@ class Inputs:
     def read(path: Path) -> "Inputs":
         """The other way round."""
         data = json.loads(path.read_text(encoding="utf-8"))
-        return Inputs(**{name: Source(**source) if source else None for name, source in data.items()})
+        found = {name: Source(**source) for name, source in data.items() if source}
+        return Inputs(**found)
 
 
 def fetch(run: Run, directory: Path) -> Inputs:
@@ -143,7 +144,8 @@ _HUB_FIX = "Check the name and revision; a gated or private repository needs HF_
 
 
 def _fetch_hub_rows(run: Run, field: str, source: str, target: Path) -> Source:
-    """Rows of a Hub data set, as parquet: in a process of its own, because `datasets` decides on being offline at import."""
+    """Rows of a Hub data set, as parquet: in a process of its own, because `datasets` decides on being offline at
+    import."""
     assert run.spec.dataset is not None
     target.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1"}

@@ -1,6 +1,7 @@
 """How a run's processes are started: the command and its environment. Pure; the supervisor starts it.
 
-One process is executed directly (a launcher costs about four seconds); several go through `accelerate launch` with every
+One process is executed directly (a launcher costs about four seconds); several go through `accelerate launch` with
+every
 value as a flag, so that no configuration file of the machine has a say.
 """
 

@@ -1,4 +1,5 @@
-"""The model and its tokenizer: checked before they are opened, loaded from safetensors alone, in a precision that is set.
+"""The model and its tokenizer: checked before they are opened, loaded from safetensors alone, in a precision that is
+set.
 
 Called by the methods. Refuses pickles, code that comes with a model, and architectures that transformers does not know.
 """
@@ -21,7 +22,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def check_model(source: Source) -> dict[str, Any]:
-    """The config of a model directory that can be trained. Raises RunFailed (USER) with what is wrong; opens no weights."""
+    """The config of a model directory that can be trained. Raises RunFailed (USER) with what is wrong; opens no
+    weights."""
     path = Path(source.path)
     config = _read_config(path, source.asked)
     _refuse_code(config, path, source.asked)
@@ -31,7 +33,8 @@ def check_model(source: Source) -> dict[str, Any]:
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise RunFailed(
             TrainerExit.USER,
-            f"model.source: {source.asked} has model_type {model_type!r}, which transformers does not know as a language model.",
+            f"model.source: {source.asked} has model_type {model_type!r}, which transformers does not know as a "
+            f"language model.",
             fix="Use an architecture that it knows, or a newer trainer.",
         )
     if not any(path.glob("*.safetensors")):
@@ -69,7 +72,8 @@ def _no_weights(path: Path, asked: str) -> RunFailed:
     if pickles:
         return RunFailed(
             TrainerExit.USER,
-            f"model.source: {asked} holds pickled weights only ({', '.join(pickles[:3])}), which can run code when they "
+            f"model.source: {asked} holds pickled weights only ({', '.join(pickles[:3])}), which can run code "
+            f"when they "
             "are opened.",
             fix="Convert them to safetensors (save_pretrained does), where you trust them.",
         )
@@ -152,7 +156,8 @@ def _match_tokenizer(model: Any, tokenizer: Any, source: Source) -> None:
     if len(tokenizer) > rows:
         raise RunFailed(
             TrainerExit.USER,
-            f"The tokenizer has {len(tokenizer):,} tokens and the model {source.asked} only {rows:,}: they do not belong together.",
+            f"The tokenizer has {len(tokenizer):,} tokens and the model {source.asked} only {rows:,}: they do "
+            f"not belong together.",
             fix="Set model.tokenizer to the model's own.",
         )
     text_config = model.config.get_text_config()

@@ -1,4 +1,5 @@
-"""Publishing: the fence, the outputs with their manifests, the record of the run. All that the trainer stores goes here.
+"""Publishing: the fence, the outputs with their manifests, the record of the run. All that the trainer stores goes
+here.
 
 Called by the supervisor. An attempt that is not the current one any more writes nothing.
 """
@@ -31,7 +32,8 @@ class Publisher:
         self._store = open_store(run.store)
 
     def claim(self) -> None:
-        """Make this attempt the current one, and prove that the store can be written. Raises FENCED or a StorageError."""
+        """Make this attempt the current one, and prove that the store can be written. Raises FENCED or a
+        StorageError."""
         wanted = json.dumps({"attempt": self._run.attempt, "nonce": self._run.nonce}).encode()
         while True:
             current = self._store.get_versioned(self._layout.current)

@@ -1,7 +1,8 @@
 """Reporting: events to the run's file, and from there to whoever listens.
 
 Workers and supervisor append to one file, each event by one write. The supervisor's Relay follows that file: to its own
-stdout (which is what `kubectl logs` shows), and to the service where HONE_REPORT_ADDRESS names one. Nothing here can stop
+stdout (which is what `kubectl logs` shows), and to the service where HONE_REPORT_ADDRESS names one. Nothing here can
+stop
 or slow a training run.
 """
 

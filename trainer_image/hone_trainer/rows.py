@@ -1,6 +1,7 @@
 """Rows of a data set, as they lie in files: JSON Lines, JSON, CSV, Parquet; a file or a directory of them.
 
-Called by data.py. Rows keep the file and line they come from, so that a message can say where to look. Everything that is
+Called by data.py. Rows keep the file and line they come from, so that a message can say where to look. Everything
+that is
 wrong with the files themselves is said here, before a model is loaded.
 """
 
@@ -84,7 +85,8 @@ class Rows:
 
 
 def open_rows(path: Path, *, source: str, split: str, field: str = "dataset.split") -> Rows:
-    """The rows of one split. Raises RunFailed (USER) for a wrong split, (DATA) for files that cannot be read or are empty."""
+    """The rows of one split. Raises RunFailed (USER) for a wrong split, (DATA) for files that cannot be read or are
+    empty."""
     match = _SPLIT.fullmatch(split)
     if match is None:
         raise RunFailed(

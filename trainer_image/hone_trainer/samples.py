@@ -1,4 +1,5 @@
-"""Answers to a few rows of the evaluation set, by the likeliest token at each step: what training changed, for people."""
+"""Answers to a few rows of the evaluation set, by the likeliest token at each step: what training changed, for
+people."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from hone_trainer.data import Question
 def answer(
     model: Any, tokenizer: Any, questions: Sequence[Question], max_new_tokens: int
 ) -> Iterator[tuple[Question, str]]:
-    """Each question with its answer. Every sampling parameter is set: unset ones would come from the model's own files."""
+    """Each question with its answer. Every sampling parameter is set: unset ones would come from the model's own
+    files."""
     from transformers import GenerationConfig
 
     config = GenerationConfig(

@@ -1,6 +1,7 @@
 """One attempt on one machine, from lock to exit.json: fetch, launch, supervise, publish, and say how it ended.
 
-Called by `python -m hone_trainer run`. It imports no torch, so that it starts at once; a worker lives no longer than it.
+Called by `python -m hone_trainer run`. It imports no torch, so that it starts at once; a worker lives no longer than
+it.
 What it leaves is exactly one of: exit.json, or a free lock beside process.json (it was killed).
 """
 

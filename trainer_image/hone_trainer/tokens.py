@@ -60,6 +60,8 @@ class Counts:
     rows_dropped: int = 0
     """Rows with nothing left to learn within max_length."""
     rows_merged_at_boundary: int = 0
+    longest_row: int = 0
+    """Tokens, before it is cut."""
     tokens: int = 0
     tokens_truncated: int = 0
     tokens_dropped: int = 0
@@ -91,6 +93,7 @@ class Collector:
         """One row of the data set, with its number from 1."""
         self.counts.rows += 1
         self.counts.tokens += len(row.ids)
+        self.counts.longest_row = max(self.counts.longest_row, len(row.ids))
         ids = np.asarray(row.ids, dtype=np.int32)
         learned = np.asarray(row.learned, dtype=bool)
         learned[:1] = False  # nothing comes before it, so it cannot be predicted
@@ -121,7 +124,7 @@ class Collector:
     def _cut(
         self, ids: npt.NDArray[np.int32], learned: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """Cut at max_length. An answer that is cut still ends with the stop token: else the model learns to go on for ever."""
+        """Cut at max_length. A cut answer still ends with the stop token, or the model learns to go on for ever."""
         limit = self._max_length
         if len(ids) <= limit:
             return ids, learned

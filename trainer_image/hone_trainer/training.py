@@ -1,8 +1,8 @@
-"""The training loop's company: TRL's trainer with an honest evaluation, and what is told, checked and kept at each step."""
+"""TRL's trainer with an honest evaluation, and what is told, checked and kept at each step. Used by methods/sft.py."""
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,8 +21,14 @@ from hone_trainer.failure import RunFailed
 class Trainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer on tokens that are ready; it reports through Progress and stops on a loss that is not a number."""
 
+    control: TrainerControl
+
     def __init__(self, *, context: RunContext, **arguments: Any) -> None:
         self._context = context
+        self.eval_collator: Callable[..., dict[str, Any]] | None = None
+        """Makes padded batches of the evaluation set, which is never packed."""
+        self.last_eval: tuple[int, dict[str, float]] | None = None
+        """Step and figures of the latest evaluation."""
         self.tokens_seen = 0
         """Tokens that this rank has trained on, padding left out."""
         super().__init__(**arguments)
@@ -56,7 +62,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self._context.event(EventType.EVAL, f"eval loss {loss:.4f}", step=step, metrics=metrics)
         if not math.isfinite(loss):
             raise _diverged("evaluation loss", loss, step=step, rows=[])
+        self.last_eval = (step, metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if 0 < step < self.state.max_steps:
+            self._context.phase("training")
         return metrics
 
     @torch.no_grad()
@@ -200,10 +209,10 @@ class Best(TrainerCallback):  # type: ignore[misc]
             )
             self._context.event(EventType.NOTE, f"Stopping early: {text}.", step=state.global_step)
 
-    def restore(self, model: Any, *, step: int) -> None:
-        """Put the best weights back, unless they are those of the last step."""
+    def restore(self, model: Any, *, step: int) -> bool:
+        """Put the best weights back, unless they are those of the last step; whether that changed any."""
         if self.step is None or self.step == step:
-            return
+            return False
         best = load_file(self._path)
         with torch.no_grad():
             for name, parameter in _named_trained(model):
@@ -211,6 +220,7 @@ class Best(TrainerCallback):  # type: ignore[misc]
         self._context.event(
             EventType.NOTE, f"The weights of step {self.step} are kept (evaluation loss {self.loss:.4f}).", step=step
         )
+        return True
 
 
 def _named_trained(model: Any) -> list[tuple[str, torch.Tensor]]:

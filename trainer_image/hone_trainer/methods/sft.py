@@ -1,7 +1,6 @@
 """Supervised fine-tuning (SFT) on TRL's trainer. Read from top to bottom; run(context) is what a worker calls."""
 
 import json
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -45,9 +44,8 @@ def run(context: RunContext) -> None:
 
     steps = trainer.state.global_step
     best_step = best.step if best else None
-    if best:
-        best.restore(trainer.model, step=steps)
-    after = trainer.evaluate() if data.evaluation is not None else None
+    moved = best.restore(trainer.model, step=steps) if best else False
+    after = _final_evaluation(trainer, moved=moved) if data.evaluation is not None else None
     _answer(context, trainer, tokenizer, data, when="after")
     clock.mark("after_training")
 
@@ -113,6 +111,13 @@ def _trainer(context: RunContext, model: Any, tokenizer: Any, data: Prepared) ->
     return trainer, progress, best
 
 
+def _final_evaluation(trainer: Trainer, *, moved: bool) -> dict[str, float]:
+    """Figures of the weights that are kept; those of the last step may be known already."""
+    if trainer.last_eval and trainer.last_eval[0] == trainer.state.global_step and not moved:
+        return trainer.last_eval[1]
+    return trainer.evaluate()
+
+
 def _arguments(context: RunContext, *, has_evaluation: bool) -> Any:
     """The request in TRL's words. What TRL would do beside training (saving, reporting, cards) is off."""
     from trl import SFTConfig
@@ -120,6 +125,9 @@ def _arguments(context: RunContext, *, has_evaluation: bool) -> Any:
     run, launch, training = context.run, context.run.launch, context.run.spec.training
     assert training.learning_rate is not None and run.spec.method.sft is not None
     evaluates = has_evaluation and training.eval.steps is not None
+    # transformers 5.18 renamed it, and warns of the old name; TRL's default is on.
+    renamed = "activation_checkpointing" in SFTConfig.__dataclass_fields__
+    checkpointing = "activation_checkpointing" if renamed else "gradient_checkpointing"
     return SFTConfig(
         output_dir=str(context.scratch / "trainer"),
         num_train_epochs=training.epochs or 1.0,
@@ -136,8 +144,7 @@ def _arguments(context: RunContext, *, has_evaluation: bool) -> Any:
         per_device_train_batch_size=launch.micro_batch_size,
         per_device_eval_batch_size=training.eval.batch_size or launch.micro_batch_size,
         gradient_accumulation_steps=launch.gradient_accumulation_steps,
-        gradient_checkpointing=launch.activation_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        **{checkpointing: launch.activation_checkpointing, f"{checkpointing}_kwargs": {"use_reentrant": False}},
         ddp_find_unused_parameters=False,
         bf16=launch.precision == "bf16",
         use_cpu=launch.device == "cpu",

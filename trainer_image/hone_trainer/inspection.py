@@ -1,0 +1,107 @@
+"""What the data set of a request becomes, without a model: `python -m hone_trainer inspect FILE`.
+
+Called by the service in a subprocess where the trainer's libraries are installed, and by people. One JSON object on
+stdout:
+counts of rows and tokens, what is dropped and cut, and the first row as it is trained on, with the learned part marked.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hone.errors import HoneError
+from hone.job import Launch
+from hone.run import Run, TrainerExit
+from hone.spec.parse import load
+from hone_trainer.failure import classify, failure_of, failure_to_json
+
+_ONE_PROCESS = Launch(
+    launcher="direct",
+    strategy="none",
+    device="cpu",
+    nodes=1,
+    processes_per_node=1,
+    gpus_per_node=0,
+    precision="fp32",
+    micro_batch_size=1,
+    gradient_accumulation_steps=1,
+    activation_checkpointing=False,
+)
+
+
+def inspect_file(path: Path) -> TrainerExit:
+    """Print what becomes of the data; a failure is printed in the same form as in exit.json."""
+    try:
+        report: dict[str, Any] = _inspect(_read(path))
+        code = TrainerExit.SUCCEEDED
+    except (HoneError, OSError) as error:
+        failed = classify(error)
+        report, code = {"failure": failure_to_json(failure_of(failed))}, failed.code
+    sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
+    return code
+
+
+def _read(path: Path) -> Run:
+    """A run file as it is; a request as the run that it would become."""
+    text = path.read_text(encoding="utf-8")
+    data = yaml.safe_load(text)
+    if isinstance(data, dict) and "launch" in data:
+        return Run.from_yaml(text)
+    return Run(
+        namespace="default",
+        job="inspect",
+        attempt=1,
+        nonce="",
+        spec=load(path),
+        launch=_ONE_PROCESS,
+        store="file:///nowhere",
+        inputs={},
+    )
+
+
+def _inspect(run: Run) -> dict[str, Any]:
+    from hone_trainer.data import build, split_rows
+    from hone_trainer.encoding import make_encoder
+    from hone_trainer.inputs import fetch
+    from hone_trainer.model import load_tokenizer
+
+    spec = run.spec
+    assert spec.dataset is not None and spec.method.sft is not None
+    with tempfile.TemporaryDirectory(prefix="hone-inspect-") as scratch:
+        inputs = fetch(run, Path(scratch))
+        assert inputs.dataset is not None
+        tokenizer = load_tokenizer(inputs.tokenizer, spec.model)
+        other = Path(inputs.eval_dataset.path) if inputs.eval_dataset else None
+        train, evaluation = split_rows(
+            spec.dataset,
+            Path(inputs.dataset.path),
+            other,
+            seed=spec.training.seed,
+            max_eval_rows=spec.training.eval.max_rows,
+        )
+        encoder = make_encoder(tokenizer, spec.model, spec.dataset, spec.method.sft, train)
+        prepared = build(encoder, train, evaluation, sft=spec.method.sft, questions=0)
+        [first] = encoder.encode([train.first()])
+    pieces = [{"learned": learned, "text": tokenizer.decode(ids)} for learned, ids in _runs(first.ids, first.learned)]
+    counts = {"train": asdict(prepared.train_counts)}
+    if prepared.eval_counts:
+        counts["eval"] = asdict(prepared.eval_counts)
+    return {
+        "format": encoder.format,
+        "fingerprint": prepared.fingerprint,
+        "counts": counts,
+        "longest_row_tokens": prepared.train_counts.longest_row,
+        "first_row": pieces,
+    }
+
+
+def _runs(ids: list[int], learned: list[bool]) -> list[tuple[bool, list[int]]]:
+    """Neighbouring tokens that are alike in being learned or not."""
+    pairs = zip(ids, learned, strict=True)
+    return [(mark, [token for token, _ in group]) for mark, group in groupby(pairs, key=lambda pair: pair[1])]
