@@ -7,7 +7,7 @@ Every method raises StorageUnavailable (sending it again may help) or StorageErr
 what is not there raises NotFound.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """Keys of an S3 store, given by hand; absent, the usual AWS chain applies (environment, files, workload identity)."""
+    """Keys of an S3 store, given by hand; absent, the usual AWS chain applies (variables, files, workload identity)."""
 
     access_key: str
     secret_key: str = field(repr=False)
@@ -71,8 +71,8 @@ class ArtifactStore(Protocol):
     def get_bytes(self, key: str) -> bytes:
         """Read a small object. Raises NotFound."""
 
-    def read_chunks(self, key: str) -> Iterator[bytes]:
-        """Read an object of any size. Raises NotFound."""
+    def read_chunks(self, key: str) -> Generator[bytes, None, None]:
+        """Read an object of any size; close the generator when it is not read to its end. Raises NotFound."""
 
     def holds(self, key: str, *, size_bytes: int, sha256: str) -> bool:
         """Whether the object is there with these bytes, as cheaply as the store can tell: to skip what was sent

@@ -9,6 +9,7 @@ verifying does.
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -53,7 +54,7 @@ def upload_directory(
         else:
             store.put_file(directory / file.path, key, sha256=file.sha256, on_bytes=tally.add)
 
-    _in_parallel(send, files, workers=workers)
+    _in_parallel(send, files, workers=workers, tally=tally)
     if manifest is None:
         manifest = Manifest(files=files, created=datetime.now(UTC).isoformat(timespec="seconds"))
         if not store.create(join_path(prefix, MANIFEST), manifest.to_json()):
@@ -94,7 +95,7 @@ def download_directory(
         except NotFound as error:
             raise _missing(store, prefix, file) from error
 
-    _in_parallel(fetch, manifest.files, workers=workers)
+    _in_parallel(fetch, manifest.files, workers=workers, tally=tally)
     with new_file(directory / MANIFEST) as temporary:
         temporary.write_bytes(manifest.to_json())
     return manifest
@@ -120,15 +121,16 @@ def verify_directory(
         key = join_path(prefix, file.path)
         found = sha256()
         try:
-            for chunk in store.read_chunks(key):
-                found.update(chunk)
-                tally.add(len(chunk))
+            with closing(store.read_chunks(key)) as chunks:
+                for chunk in chunks:
+                    found.update(chunk)
+                    tally.add(len(chunk))
         except NotFound as error:
             raise _missing(store, prefix, file) from error
         if found.hexdigest() != file.sha256:
             raise mismatch(store.url(key), found=found.hexdigest(), expected=file.sha256)
 
-    _in_parallel(check, manifest.files, workers=workers)
+    _in_parallel(check, manifest.files, workers=workers, tally=tally)
     return manifest
 
 
@@ -210,12 +212,18 @@ def _missing(store: ArtifactStore, prefix: str, file: ManifestFile) -> Integrity
     )
 
 
-def _in_parallel(work: Callable[[Item], None], items: Iterable[Item], *, workers: int) -> None:
-    """Do all of it on a few threads; the first failure stops what has not begun and is raised."""
+def _in_parallel(
+    work: Callable[[Item], None], items: Iterable[Item], *, workers: int, tally: "_Tally | None" = None
+) -> None:
+    """Do all of it on a few threads; the first failure, or an interrupt, stops the rest and is raised."""
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="hone-storage")
     try:
         for future in as_completed([pool.submit(work, item) for item in items]):
             future.result()
+    except BaseException as error:
+        if tally:
+            tally.stop(error)
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -225,9 +233,22 @@ class _Tally:
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._done, self._total, self._progress, self._lock = 0, total, progress, Lock()
+        self._stopped_by: BaseException | None = None
 
     def add(self, num_bytes: int) -> None:
+        """Count, and tell who asked. Once a transfer failed this raises its error in every other, to end them too."""
         with self._lock:
+            if self._stopped_by:
+                raise self._stopped_by
             self._done += num_bytes
-            if self._progress:
-                self._progress(self._done, self._total)
+            try:
+                if self._progress:
+                    self._progress(self._done, self._total)
+            except BaseException as error:
+                self._stopped_by = error
+                raise
+
+    def stop(self, error: BaseException) -> None:
+        """End every transfer that still counts."""
+        with self._lock:
+            self._stopped_by = self._stopped_by or error

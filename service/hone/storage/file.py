@@ -9,14 +9,14 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hone.errors import NotFound, UserError
 from hone.storage.base import OnBytes, StoredObject, Versioned
 from hone.storage.keys import RESERVED, check_key
-from hone.storage.local import mismatch, new_file, os_errors_as_storage, read_chunks, sha256_of, sync
+from hone.storage.local import new_file, os_errors_as_storage, read_chunks, sha256_of, sync, write_chunks
 from hone.storage.manifest import MANIFEST
 from hone.storage.probe import probe_store
 
@@ -40,10 +40,11 @@ class FileStore:
         return self._root / check_key(key) if key else self._root
 
     def put_file(self, path: Path, key: str, *, sha256: str, on_bytes: OnBytes | None = None) -> None:
-        _copy(path, self.local_path(key), sha256=sha256, on_bytes=on_bytes)
+        chunks = self._read(path)
+        write_chunks(self.local_path(key), chunks, source=str(path), sha256=sha256, on_bytes=on_bytes)
 
     def get_file(self, key: str, path: Path, *, sha256: str | None = None, on_bytes: OnBytes | None = None) -> None:
-        _copy(self._existing(key), path, sha256=sha256, on_bytes=on_bytes)
+        write_chunks(path, self.read_chunks(key), source=self.url(key), sha256=sha256, on_bytes=on_bytes)
 
     def put_bytes(self, key: str, data: bytes) -> None:
         with new_file(self.local_path(key)) as temporary:
@@ -54,10 +55,8 @@ class FileStore:
         with os_errors_as_storage(path):
             return path.read_bytes()
 
-    def read_chunks(self, key: str) -> Iterator[bytes]:
-        path = self._existing(key)
-        with os_errors_as_storage(path):
-            yield from read_chunks(path)
+    def read_chunks(self, key: str) -> Generator[bytes, None, None]:
+        return self._read(self._existing(key))
 
     def holds(self, key: str, *, size_bytes: int, sha256: str) -> bool:
         path = self.local_path(key)
@@ -128,6 +127,10 @@ class FileStore:
     def close(self) -> None:
         """Nothing is open between calls."""
 
+    def _read(self, path: Path) -> Generator[bytes, None, None]:
+        with os_errors_as_storage(path):
+            yield from read_chunks(path)
+
     def _existing(self, key: str) -> Path:
         path = self.local_path(key)
         with os_errors_as_storage(path):
@@ -145,21 +148,6 @@ class FileStore:
                 yield
             finally:
                 os.close(descriptor)
-
-
-def _copy(source: Path, target: Path, *, sha256: str | None, on_bytes: OnBytes | None) -> None:
-    with os_errors_as_storage(source):
-        source.open("rb").close()  # an error inside the block below is the target's
-    with new_file(target) as temporary:
-        digest = hashlib.sha256()
-        with temporary.open("wb") as file:
-            for chunk in read_chunks(source):
-                file.write(chunk)
-                digest.update(chunk)
-                if on_bytes:
-                    on_bytes(len(chunk))
-        if sha256 is not None and digest.hexdigest() != sha256:
-            raise mismatch(str(source), found=digest.hexdigest(), expected=sha256)
 
 
 def _version(data: bytes) -> str:

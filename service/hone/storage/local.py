@@ -8,8 +8,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from hone.errors import HoneError, IntegrityError, NotFound, StorageError, StorageUnavailable
@@ -52,20 +52,40 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_chunks(path: Path) -> Iterator[bytes]:
+def read_chunks(path: Path) -> Generator[bytes, None, None]:
     """The file in pieces of a megabyte."""
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
 
 
-def sha256_of(path: Path, *, on_bytes: Callable[[int], None] | None = None) -> str:
+def write_chunks(
+    path: Path,
+    chunks: Generator[bytes, None, None],
+    *,
+    source: str,
+    sha256: str | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> None:
+    """Write what comes from `source` as a new file. Raises IntegrityError, and leaves none, when its digest differs."""
+    digest = hashlib.sha256()
+    with new_file(path) as temporary:
+        # Closed here, not when garbage is collected: a connection may hang on it.
+        with temporary.open("wb") as file, closing(chunks):
+            for chunk in chunks:
+                file.write(chunk)
+                digest.update(chunk)
+                if on_bytes:
+                    on_bytes(len(chunk))
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise mismatch(source, found=digest.hexdigest(), expected=sha256)
+
+
+def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     for chunk in read_chunks(path):
         digest.update(chunk)
-        if on_bytes:
-            on_bytes(len(chunk))
     return digest.hexdigest()
 
 

@@ -8,22 +8,23 @@ bucket: a killed upload leaves its parts. boto3 is imported here and only when a
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import boto3
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+from s3transfer.exceptions import CancelledError
 from s3transfer.futures import TransferFuture
 from s3transfer.subscribers import BaseSubscriber
 
 from hone.errors import NotFound, StorageError, StorageUnavailable, UserError
 from hone.storage.base import Credentials, OnBytes, StoredObject, Versioned
 from hone.storage.keys import check_key
-from hone.storage.local import CHUNK_BYTES, mismatch, new_file, os_errors_as_storage, sha256_of
+from hone.storage.local import CHUNK_BYTES, os_errors_as_storage, write_chunks
 from hone.storage.manifest import MANIFEST
 from hone.storage.probe import probe_store
 from hone.storage.s3_errors import Place, answer_to_error, code_of, s3_errors_as_storage
@@ -36,6 +37,7 @@ DEFAULT_PART_BYTES = 32 << 20
 _DELETE_BATCH = 1000  # what DeleteObjects takes
 _PROBE_ATTEMPTS = 2  # a wrong address should show within seconds
 _CONDITIONAL_ATTEMPTS = 5
+_READ_ATTEMPTS = 5
 
 
 class S3Store:
@@ -74,23 +76,18 @@ class S3Store:
 
     def put_file(self, path: Path, key: str, *, sha256: str, on_bytes: OnBytes | None = None) -> None:
         with os_errors_as_storage(path), self._errors(key):
-            self._transfers.upload(
+            watcher = _Watcher(on_bytes)
+            transfer = self._transfers.upload(
                 str(path),
                 self._bucket,
                 self._full(key),
                 extra_args={"ChecksumAlgorithm": "SHA256", "Metadata": {"sha256": sha256}},
-                subscribers=_subscribers(on_bytes),
-            ).result()
+                subscribers=[watcher],
+            )
+            watcher.wait(transfer)
 
     def get_file(self, key: str, path: Path, *, sha256: str | None = None, on_bytes: OnBytes | None = None) -> None:
-        with new_file(path) as temporary:
-            with self._errors(key), temporary.open("wb") as file:
-                self._transfers.download(
-                    self._bucket, self._full(key), file, subscribers=_subscribers(on_bytes)
-                ).result()
-            # Parts arrive out of order, so the digest is taken from the file.
-            if sha256 is not None and (found := sha256_of(temporary)) != sha256:
-                raise mismatch(self.url(key), found=found, expected=sha256)
+        write_chunks(path, self.read_chunks(key), source=self.url(key), sha256=sha256, on_bytes=on_bytes)
 
     def put_bytes(self, key: str, data: bytes) -> None:
         with self._errors(key):
@@ -99,13 +96,22 @@ class S3Store:
     def get_bytes(self, key: str) -> bytes:
         return b"".join(self.read_chunks(key))
 
-    def read_chunks(self, key: str) -> Iterator[bytes]:
-        with self._errors(key):
-            body = self._client.get_object(Bucket=self._bucket, Key=self._full(key))["Body"]
-            try:
-                yield from body.iter_chunks(CHUNK_BYTES)
-            finally:
-                body.close()
+    def read_chunks(self, key: str) -> Generator[bytes, None, None]:
+        done = 0
+        again: dict[str, Any] = {}
+        for attempts_left in reversed(range(_READ_ATTEMPTS)):
+            with self._errors(key):
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._full(key), **again)
+            end = done + answer["ContentLength"]
+            broken = _BROKEN_STREAM if attempts_left else ()
+            # The client repeats requests, not a body that broke off: go on from where it did, in the same object.
+            with suppress(*broken), self._errors(key, unmapped=broken), closing(answer["Body"]) as body:
+                for chunk in body.iter_chunks(CHUNK_BYTES):
+                    done += len(chunk)
+                    yield chunk
+            if done == end:
+                return
+            again = {"Range": f"bytes={done}-", "IfMatch": answer["ETag"]}
 
     def holds(self, key: str, *, size_bytes: int, sha256: str) -> bool:
         try:
@@ -188,6 +194,7 @@ class S3Store:
             read_timeout=60,
             retries={"mode": "standard", "total_max_attempts": max_attempts},
             max_pool_connections=32,
+            signature_version="s3v4",  # else presigned URLs would be of version 2
             # A server of one's own rarely has a DNS name for each bucket.
             s3={"addressing_style": "path" if self._endpoint else "auto"},
         )
@@ -203,7 +210,7 @@ class S3Store:
         writer = secrets.token_hex(16)
         for attempt in range(_CONDITIONAL_ATTEMPTS):
             try:
-                with self._errors(key, unmapped=_LOST_OR_UNCLEAR):
+                with self._errors(key, unmapped_codes=_LOST_OR_UNCLEAR):
                     self._client.put_object(
                         Bucket=self._bucket,
                         Key=self._full(key),
@@ -259,20 +266,40 @@ class S3Store:
             return self._credentials.access_key
         return os.environ.get("AWS_ACCESS_KEY_ID", "")
 
-    def _errors(self, key: str, *, unmapped: frozenset[str] = frozenset()) -> AbstractContextManager[None]:
-        return s3_errors_as_storage(lambda: self._place(self.url(key)), unmapped=unmapped)
+    def _errors(
+        self, key: str, *, unmapped: tuple[type[Exception], ...] = (), unmapped_codes: frozenset[str] = frozenset()
+    ) -> AbstractContextManager[None]:
+        return s3_errors_as_storage(
+            lambda: self._place(self.url(key)), unmapped=unmapped, unmapped_codes=unmapped_codes
+        )
 
 
+_BROKEN_STREAM = (ReadTimeoutError, ResponseStreamingError, IncompleteReadError)
 _LOST_OR_UNCLEAR = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404"})
 
 
-class _OnBytes(BaseSubscriber):
-    def __init__(self, on_bytes: OnBytes) -> None:
+class _Watcher(BaseSubscriber):
+    """Passes progress on. What that raises ends the transfer by cancelling it: s3transfer leaks its file otherwise."""
+
+    def __init__(self, on_bytes: OnBytes | None) -> None:
         self._on_bytes = on_bytes
+        self._raised: BaseException | None = None
 
     def on_progress(self, future: TransferFuture, bytes_transferred: int, **kwargs: Any) -> None:
-        self._on_bytes(bytes_transferred)
+        if self._on_bytes is None or self._raised:
+            return
+        try:
+            self._on_bytes(bytes_transferred)
+        except BaseException as error:
+            self._raised = error
+            future.cancel()
 
-
-def _subscribers(on_bytes: OnBytes | None) -> list[BaseSubscriber]:
-    return [_OnBytes(on_bytes)] if on_bytes else []
+    def wait(self, transfer: TransferFuture) -> None:
+        """Return when the transfer is done; raise what ended it."""
+        try:
+            transfer.result()
+        except CancelledError:
+            if self._raised is None:
+                raise
+        if self._raised:
+            raise self._raised

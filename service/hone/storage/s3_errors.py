@@ -34,6 +34,7 @@ _TEMPORARY = frozenset(
     {
         *("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "RequestLimitExceeded"),
         *("Throttling", "ThrottlingException", "TooManyRequests", "ConditionalRequestConflict", "OperationAborted"),
+        "PreconditionFailed",  # the object changed while it was read
         *("409", "429", "500", "502", "503", "504"),
     }
 )
@@ -68,17 +69,24 @@ _SAME_AS = {
     "XMinioStorageFull": "QuotaExceeded",
     "501": "NotImplemented",
     "TokenRefreshRequired": "ExpiredToken",
+    "XAdminUserNotFound": "InvalidAccessKeyId",  # versitygw
 }
 
 
 @contextmanager
-def s3_errors_as_storage(locate: Callable[[], Place], *, unmapped: frozenset[str] = frozenset()) -> Iterator[None]:
-    """Map whatever botocore and s3transfer raise in the block; an answer whose code is in `unmapped` passes as it
-    is."""
+def s3_errors_as_storage(
+    locate: Callable[[], Place],
+    *,
+    unmapped: tuple[type[Exception], ...] = (),
+    unmapped_codes: frozenset[str] = frozenset(),
+) -> Iterator[None]:
+    """Map whatever botocore and s3transfer raise in the block; what is an answer to the caller passes as it is."""
     try:
         yield
+    except unmapped:
+        raise
     except ClientError as error:
-        if code_of(error) in unmapped:
+        if code_of(error) in unmapped_codes:
             raise
         raise _from_answer(error, locate()) from error
     except (BotoCoreError, RetriesExceededError) as error:
