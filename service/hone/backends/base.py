@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from hone.job import Event, Failure, Plan
+from hone.plan import Planned
 from hone.run import Run
 
 
@@ -34,15 +35,22 @@ class Observation:
     start_time: datetime | None = None
     end_time: datetime | None = None
     events: tuple[Event, ...] = ()
-    """What the trainer reported after the asked seq, in order; Event.seq is the attempt's own."""
+    """What the trainer reported after the asked seq, in order; Event.seq is the attempt's own. One look may bring a
+    part: the last one of an ended attempt is the one that brings none."""
     disrupted: bool = False
     """The machine was taken away: the attempt does not count."""
+    final: bool = False
+    """No other attempt may follow, whatever the failure's class: somebody ended this one on purpose."""
 
 
 class Backend(Protocol):
     """Starts, watches and stops attempts. Every call may be repeated and answers the same."""
 
     name: str
+
+    def check(self, planned: Planned) -> None:
+        """Refuse, before anything is recorded, what cannot run here: no such hardware, inputs that are not there.
+        Raises InvalidRequest with every violation, or StorageError where this machine is at fault."""
 
     def ensure(self, run: Run, plan: Plan) -> Observation:
         """Make the attempt be there, exactly once, and look at it. Raises Unavailable when the outcome is unknown."""
@@ -56,5 +64,5 @@ class Backend(Protocol):
     def remove(self, run: Run) -> None:
         """Delete what is left of an ended attempt."""
 
-    def logs(self, run: Run, *, rank: int, tail: int | None) -> Iterator[bytes]:
-        """What a rank wrote so far, in chunks; all of it, or the last `tail` lines."""
+    def logs(self, run: Run, *, rank: int, tail: int | None = None, offset: int = 0) -> Iterator[bytes]:
+        """What a rank wrote so far, in chunks: from byte `offset` on, or the last `tail` lines of that."""

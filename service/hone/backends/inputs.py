@@ -1,0 +1,90 @@
+"""Inputs that lie on this machine, looked at before a job is recorded: whether they are there, and are what is read.
+
+Called by local.py. What only reading the rows can tell (an empty data set, a row without text) is the trainer's to say.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+from hone.errors import InvalidRequest, Violation
+from hone.spec import JobSpec
+
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_ELSEWHERE = "on the machine that the service runs on: put it there, or name an s3:// or hf:// source."
+
+
+def check_inputs(spec: JobSpec) -> None:
+    """Raise InvalidRequest with everything that is wrong with the request's file:// sources."""
+    violations = [*_model(spec)]
+    if spec.model.tokenizer:
+        violations += _there("model.tokenizer", spec.model.tokenizer)
+    if spec.dataset:
+        violations += _data("dataset.source", spec.dataset.source)
+        if spec.dataset.eval_source:
+            violations += _data("dataset.eval_source", spec.dataset.eval_source)
+    if violations:
+        raise InvalidRequest(violations)
+
+
+def _model(spec: JobSpec) -> Iterator[Violation]:
+    path = _local_path(spec.model.source)
+    if path is None:
+        return
+    wrong = list(_there("model.source", spec.model.source, directory=True))
+    if wrong:
+        yield from wrong
+    elif not any(path.glob("*.safetensors")):
+        pickled = sorted(file.name for pattern in _PICKLED for file in path.glob(pattern))
+        if pickled:
+            message = f"{path} holds pickle weights ({pickled[0]}), which can run code: convert them to safetensors."
+        else:
+            message = f"{path} holds no weights: a *.safetensors file is expected beside config.json."
+        yield Violation(path="model.source", value=spec.model.source, message=message)
+
+
+def _data(field: str, source: str) -> Iterator[Violation]:
+    path = _local_path(source)
+    if path is None:
+        return
+    wrong = list(_there(field, source))
+    if wrong:
+        yield from wrong
+        return
+    kinds = ", ".join(DATA_SUFFIXES)
+    if path.is_dir():
+        if not any(file.suffix in DATA_SUFFIXES for file in path.rglob("*")):
+            yield Violation(path=field, value=source, message=f"{path} holds no data file: {kinds} are read.")
+    elif path.suffix not in DATA_SUFFIXES:
+        yield Violation(path=field, value=source, message=f"{path.name} is not a data file: {kinds} are read.")
+    elif path.stat().st_size == 0:
+        yield Violation(path=field, value=source, message=f"{path} is empty: it has no row to learn from.")
+
+
+def _there(field: str, source: str, *, directory: bool = False) -> Iterator[Violation]:
+    path = _local_path(source)
+    if path is None:
+        return
+    try:
+        found = path.is_dir() if directory else path.exists()
+    except PermissionError:
+        found = False
+    if not found:
+        what = "directory" if directory else "file or directory"
+        yield Violation(path=field, value=source, message=f"{path} is no {what} {_ELSEWHERE}")
+        return
+    try:
+        if path.is_dir():
+            next(path.iterdir(), None)
+        else:
+            path.open("rb").close()
+    except PermissionError:
+        yield Violation(
+            path=field, value=source, message=f"{path} may not be read by the user that the service runs as."
+        )
+
+
+def _local_path(source: str) -> Path | None:
+    scheme, _, rest = source.partition("://")
+    return Path(unquote(rest)) if scheme == "file" else None
