@@ -8,8 +8,9 @@ if [ "${1:-}" = --check ]; then
   trap 'rm -rf "$out"' EXIT
 fi
 mkdir -p "$out/service/hone/v1" "$out/service/hone/spec" "$out/docs"
-.venv/bin/python -m grpc_tools.protoc -I protos --python_out="$out/service" --pyi_out="$out/service" \
-  --grpc_python_out="$out/service" protos/hone/v1/*.proto
+protoc=(.venv/bin/python -m grpc_tools.protoc -I protos)
+"${protoc[@]}" --python_out="$out/service" --pyi_out="$out/service" protos/hone/v1/*.proto
+"${protoc[@]}" --grpc_python_out="$out/service" protos/hone/v1/*_service.proto
 .venv/bin/python - "$out" <<'PYTHON'
 import sys
 from pathlib import Path
