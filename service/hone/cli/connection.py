@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hone.cli.environment import read_settings
 from hone.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def connect(server: str, namespace: str) -> Iterator[Connection]:
     """A client of that service; closed at the end, and so is a service of our own."""
     from hone.rpc.client import Client
 
+    read_settings()  # a variable that cannot be read is told before anything starts
     with ExitStack() as stack:
         try:
             client, own = Client(server, namespace=namespace), False

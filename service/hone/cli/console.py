@@ -5,7 +5,6 @@ wrapped, so that `grep` finds whole sentences; colour is an addition that NO_COL
 """
 
 import sys
-from functools import cache
 from typing import IO
 
 from rich.console import Console
@@ -14,13 +13,11 @@ UNWRAPPED = 10_000
 """Columns of what is no terminal."""
 
 
-@cache
 def answers() -> Console:
     """Answers, on stdout."""
     return _console(sys.stdout)
 
 
-@cache
 def remarks() -> Console:
     """Errors and remarks, on stderr."""
     return _console(sys.stderr)

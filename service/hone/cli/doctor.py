@@ -20,6 +20,7 @@ from rich.table import Table
 from hone.cli import quantities as q
 from hone.cli.answer import print_json
 from hone.cli.console import answers, remarks
+from hone.cli.environment import read_settings
 from hone.cli.failure import ExitCode
 from hone.cli.options import AsJson
 from hone.errors import HoneError
@@ -74,9 +75,7 @@ def doctor(as_json: AsJson = False) -> int:
 
     Ends with 0 when supervised fine-tuning runs here, and 1 when something is missing.
     """
-    from hone.settings import Settings
-
-    settings = Settings()
+    settings = read_settings()
     with remarks().status("importing the trainer's libraries …"):
         libraries = _libraries(settings)
     checks = list(_checks(settings, libraries))

@@ -159,9 +159,9 @@ def _write_down(error: BaseException, command: str) -> Path:
 
 
 def _home() -> Path:
-    from hone.settings import Settings
+    from hone.cli.environment import read_settings
 
     try:
-        return Settings().home
-    except ValueError:  # settings that cannot be read are another error's story
+        return read_settings().home
+    except errors.InvalidRequest:  # that is another error's story
         return Path(tempfile.gettempdir())

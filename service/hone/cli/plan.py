@@ -11,6 +11,7 @@ from hone.cli import quantities as q
 from hone.cli.answer import as_data, print_json
 from hone.cli.connection import connect
 from hone.cli.console import answers
+from hone.cli.environment import read_settings
 from hone.cli.failure import ExitCode
 from hone.cli.options import AsJson, Namespace, Overrides, RequestFile, Server
 from hone.cli.request import about, load
@@ -108,9 +109,8 @@ def _as_data(resolved: "JobSpec", plan: "Plan", why_not_here: str, not_served_ye
 
 def _planned_here(spec: "JobSpec") -> tuple["JobSpec", "Plan", str]:
     from hone.machine import look, plan_here
-    from hone.settings import Settings
 
-    planned = plan_here(spec, look(Settings().gpu_profiles))
+    planned = plan_here(spec, look(read_settings().gpu_profiles))
     return planned.spec, planned.plan, planned.why_not_here
 
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from hone.cli.environment import read_settings
 from hone.cli.failure import ExitCode
 
 
@@ -19,8 +20,9 @@ def serve(
     import asyncio
 
     from hone.rpc.server import serve as serve_api
-    from hone.settings import Settings
 
-    settings = Settings(address=address) if address else Settings()
+    settings = read_settings()
+    if address:
+        settings = settings.model_copy(update={"address": address})
     asyncio.run(serve_api(settings))
     return ExitCode.DONE

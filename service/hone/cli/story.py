@@ -6,6 +6,16 @@ from dataclasses import dataclass, field
 from hone.cli import quantities as q
 from hone.job import Event, EventType
 
+PHASES: Mapping[str, str] = {
+    "loading": "starting the trainer, fetching its inputs",
+    "data": "reading, checking and tokenizing the rows",
+    "model": "loading the model",
+    "saving": "writing the outputs and checking them",
+    "uploading": "storing the outputs under their manifests",
+}
+"""What the trainer does in each phase, for people."""
+_SEEN_BY_STEPS = ("training", "evaluation")
+
 
 @dataclass
 class Sample:
@@ -84,14 +94,15 @@ class Story:
 
 def told(event: Event) -> tuple[str, str] | None:
     """What a line says of an event: a word and a sentence; None for what is shown otherwise (steps, samples)."""
-    if event.type in (EventType.PROGRESS, EventType.SAMPLE):
+    if event.type in (EventType.PROGRESS, EventType.SAMPLE) or event.fields.get("phase") in _SEEN_BY_STEPS:
         return None
     if event.type == EventType.STATE:
         return _words(event.fields.get("state", "")), event.message or event.fields.get("reason", "")
     if event.type == EventType.PHASE:
-        return event.fields.get("phase", "phase"), event.message
+        phase = event.fields.get("phase", "phase")
+        return phase, PHASES.get(phase, "") if event.message in ("", phase) else event.message
     if event.type == EventType.EVAL:
-        return "evaluation", event.message or _evaluation(event)
+        return "evaluation", _evaluation(event)
     if event.type == EventType.OUTPUT:
         return "output", event.message or _output(event.fields)
     return event.type, event.message
@@ -111,9 +122,10 @@ def _figures(metrics: Mapping[str, float]) -> list[str]:
 
 
 def _evaluation(event: Event) -> str:
-    figures = [f"{name} {q.loss(value)}" for name, value in event.metrics.items() if "loss" in name]
     where = f" at step {q.count(event.step)}" if event.step is not None else ""
-    return f"{', '.join(figures)}{where}"
+    if "eval_loss" not in event.metrics:
+        return f"{event.message}{where}"
+    return f"eval loss {q.loss(event.metrics['eval_loss'])}{where}"
 
 
 def _output(fields: Mapping[str, str]) -> str:
