@@ -1,0 +1,166 @@
+"""AsyncClient: the methods of Client, for asyncio. client.py's texts hold here too."""
+
+import asyncio
+import codecs
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+from tenacity import AsyncRetrying
+
+from hone.errors import InvalidRequest
+from hone.job import Event, Job, MetricSeries, Output
+from hone.rpc import calls, retry
+from hone.rpc.calls import Call, PlanAnswer, SpecLike
+from hone.rpc.channel import channel_options, client_metadata, default_namespace, default_server
+from hone.rpc.download import Progress, download
+from hone.rpc.retry import Reconnects, typed_errors
+from hone.v1 import training_service_pb2_grpc
+
+_Answer = TypeVar("_Answer")
+
+
+class AsyncClient:
+    """Talks to a Hone service; made and used on one event loop. Close it, or use it with `async with`."""
+
+    def __init__(self, server: str = "", *, namespace: str = "", timeout_s: float = 30.0) -> None:
+        self.server = server or default_server()
+        self.namespace = namespace or default_namespace()
+        self._timeout_s = timeout_s
+        self._channel = grpc.aio.insecure_channel(self.server, options=channel_options(self.server))
+        self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)
+
+    async def plan(self, spec: SpecLike) -> PlanAnswer:
+        """What would run, or every violation of the request; records nothing."""
+        try:
+            return await self._call(calls.plan(self.namespace, calls.read_spec(spec)))
+        except InvalidRequest as error:
+            return calls.wrong_plan(error)
+
+    async def submit(
+        self, spec: SpecLike, *, job_id: str = "", request_id: str = "", validate_only: bool = False
+    ) -> Job:
+        """Create a job; it is durable when this returns."""
+        call = calls.submit(self.namespace, spec, job_id=job_id, request_id=request_id, validate_only=validate_only)
+        return await self._call(call)
+
+    async def get(self, job: str) -> Job:
+        """A job by its id, or by its name while only one has it."""
+        return await self._call(calls.get(self.namespace, job))
+
+    async def list(self, *, filter: str = "", limit: int | None = None, page_size: int = 50) -> AsyncIterator[Job]:
+        """Jobs, newest first."""
+        token, left = "", limit
+        while left is None or left > 0:
+            size = page_size if left is None else min(page_size, left)
+            page = await self._call(calls.page(self.namespace, filter=filter, page_size=size, page_token=token))
+            for job in page.jobs:
+                yield job
+            token = page.next_page_token
+            if not token:
+                return
+            left = None if left is None else left - len(page.jobs)
+
+    async def cancel(self, job: str) -> Job:
+        """Ask a job to end; once more is no error."""
+        return await self._call(calls.cancel(self.namespace, job))
+
+    async def delete(self, job: str, *, artifacts: bool = False) -> Job:
+        """Forget a job that has ended, and what it left when asked."""
+        return await self._call(calls.delete(self.namespace, job, artifacts=artifacts))
+
+    def watch(self, job: str, *, after_seq: int = 0) -> AsyncIterator[Event]:
+        """Events of a job after a number, until it has ended."""
+        return self._watch(job, after_seq, timeout_s=None)
+
+    def watch_all(self, *, after_seq: int = 0) -> AsyncIterator[Event]:
+        """Events of every job of the namespace, for ever."""
+        return self._watch("", after_seq, timeout_s=None)
+
+    async def wait(self, job: str, *, timeout_s: float | None = None) -> Job:
+        """The job when it has ended. Raises TemporaryError when the time is over first."""
+        async for _ in self._watch(job, 0, timeout_s=timeout_s):
+            pass
+        return await self.get(job)
+
+    async def logs(
+        self, job: str, *, follow: bool = False, tail: int | None = None, rank: int = 0, attempt: int = 0
+    ) -> AsyncIterator[str]:
+        """What a rank printed, as text in pieces cut anywhere."""
+        request = calls.logs(self.namespace, job, follow=follow, tail=tail, rank=rank, attempt=attempt)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        stream = self._stub.StreamLogs(request, metadata=client_metadata())
+        try:
+            with typed_errors(self.server):
+                async for answer in stream:
+                    yield decoder.decode(answer.data)
+        finally:
+            stream.cancel()
+        if rest := decoder.decode(b"", final=True):
+            yield rest
+
+    async def events(self, job: str = "", *, after_seq: int = 0) -> AsyncIterator[Event]:
+        """Events that were, of one job or of the namespace."""
+        while True:
+            found, after_seq = await self._call(calls.events(self.namespace, job, after_seq=after_seq))
+            for event in found:
+                yield event
+            if not after_seq:
+                return
+
+    async def metrics(self, job: str, *, names: Sequence[str] = ()) -> Sequence[MetricSeries]:
+        """Reported numbers; those names, or all."""
+        return await self._call(calls.metrics(self.namespace, job, names=names))
+
+    async def outputs(self, job: str) -> Sequence[Output]:
+        """Complete outputs."""
+        return await self._call(calls.outputs(self.namespace, job))
+
+    async def download(
+        self, job: str, directory: Path, *, kind: str = "", progress: Progress | None = None
+    ) -> Sequence[Path]:
+        """Fetch outputs into `directory/<kind>`, each file verified."""
+        found = calls.chosen(await self.outputs(job), job=job, kind=kind)
+        return await asyncio.to_thread(download, found, directory, progress=progress)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(self, call: Call[_Answer]) -> _Answer:
+        method = getattr(self._stub, call.method)
+        async for attempt in AsyncRetrying(**retry.CALLS):
+            with attempt, typed_errors(self.server):
+                answer = await method(call.request, timeout=self._timeout_s, metadata=client_metadata())
+        return call.read(answer)
+
+    async def _watch(self, job: str, after_seq: int, *, timeout_s: float | None) -> AsyncIterator[Event]:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        reconnects = Reconnects(self.server)
+        while True:
+            method, request = calls.watch(self.namespace, job, after_seq=after_seq)
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            stream = getattr(self._stub, method)(request, timeout=left, metadata=client_metadata())
+            try:
+                async for answer in stream:
+                    reconnects.succeeded()
+                    for event in calls.read_events(answer):
+                        yield event
+                    after_seq = answer.seq
+                return
+            except grpc.RpcError as error:
+                pause_s = reconnects.pause_s(error)
+            finally:
+                stream.cancel()
+            await asyncio.sleep(pause_s)

@@ -1,0 +1,46 @@
+"""Outputs of a job, straight from the artefact store with the caller's own credentials; every file is verified."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hone.errors import NotFound
+from hone.job import Output
+from hone.storage import download_directory, open_store
+
+Progress = Callable[[int, int], None]
+
+
+def download(outputs: Sequence[Output], directory: Path, *, progress: Progress | None = None) -> list[Path]:
+    """Fetch each output into `directory/<kind>`; the directories. `progress` gets bytes done and in total, of all.
+
+    Raises IntegrityError, StorageError, StorageUnavailable, and NotFound where the store is another machine's disk.
+    """
+    total, done, paths = sum(output.size_bytes for output in outputs), 0, []
+    for output in outputs:
+        path = directory / output.kind
+        _download(output, path, _shifted(progress, done, total))
+        done += output.size_bytes
+        paths.append(path)
+    return paths
+
+
+def _download(output: Output, path: Path, progress: Progress | None) -> None:
+    root, _, prefix = output.uri.rpartition("/")
+    endpoint = os.environ.get("HONE_STORE_ENDPOINT") or None
+    store = open_store(root, endpoint=endpoint if root.startswith("s3://") else None)
+    try:
+        download_directory(store, prefix, path, digest=output.sha256, progress=progress)
+    except NotFound as error:
+        if not output.uri.startswith("file://"):
+            raise
+        raise NotFound(
+            f"{output.uri} is not on this machine.",
+            fix="Download where the service runs, or give the service an s3:// store (HONE_STORE).",
+        ) from error
+
+
+def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, _: progress(before + done, total)

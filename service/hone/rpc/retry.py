@@ -1,0 +1,52 @@
+"""When the clients try again: only where the service is unavailable, and only so often."""
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from tenacity import retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from hone.errors import Unavailable
+from hone.rpc.status import from_rpc_error
+
+RECONNECTS = 20
+LONGEST_PAUSE_S = 4.0
+
+CALLS: Mapping[str, Any] = {
+    "retry": retry_if_exception_type(Unavailable),
+    "stop": stop_after_attempt(5),
+    "wait": wait_exponential_jitter(initial=0.2, max=2.0, jitter=0.3),
+    "reraise": True,
+}
+"""Arguments of tenacity for one call: five tries over about four seconds."""
+
+
+class Reconnects:
+    """Tries of a watch that was cut: twenty in a row without an answer, over about a minute."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._failures = 0
+
+    def succeeded(self) -> None:
+        """An answer came."""
+        self._failures = 0
+
+    def pause_s(self, error: grpc.RpcError) -> float:
+        """How long to wait before the next try. Raises the typed error where another try is of no use."""
+        meaning = from_rpc_error(error, address=self._address)
+        self._failures += 1
+        if not isinstance(meaning, Unavailable) or self._failures > RECONNECTS:
+            raise meaning from error
+        return min(0.1 * 2.0**self._failures, LONGEST_PAUSE_S) * random.uniform(0.7, 1.3)
+
+
+@contextmanager
+def typed_errors(address: str) -> Iterator[None]:
+    """gRPC's errors leave as those of hone.errors."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error, address=address) from error

@@ -1,0 +1,363 @@
+"""The calls of the API, each from its message to its answer. server.py serves them; jobs.py does the work.
+
+Reading a job's version is cheap and happens on the event loop; everything else that asks the database has a thread.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from hone.errors import InvalidRequest, NotServed, Violation
+from hone.job import Event, Job
+from hone.jobs import Jobs
+from hone.rpc import convert
+from hone.rpc.channel import MACHINE_KEY, is_on_this_machine
+from hone.rpc.feed import PAGE_EVENTS, Feed, Feeds
+from hone.rpc.status import abort
+from hone.spec import JobSpec
+from hone.store import Store
+from hone.v1 import report_service_pb2 as report_pb, training_service_pb2 as pb
+
+THREADS = 8
+CACHED_JOBS = 2048
+LOG_LOOK_S = 0.5
+"""How often a followed log is looked at."""
+LOG_CHUNK_BYTES = 64 * 1024
+
+_Arguments = ParamSpec("_Arguments")
+_Answer = TypeVar("_Answer")
+_SOURCE_FIELDS = ("source", "tokenizer", "eval_source", "file")
+
+
+class TrainingService:
+    """What callers ask."""
+
+    def __init__(self, jobs: Jobs, store: Store) -> None:
+        self._jobs = jobs
+        self._store = store
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="hone-rpc")
+        self._cache: dict[tuple[str, int], bytes] = {}
+        self.feeds = Feeds(self._open_feed)
+        self._unsubscribe = store.subscribe(self.feeds.tell)
+
+    def close(self) -> None:
+        """End every stream; calls under way finish."""
+        self._unsubscribe()
+        self.feeds.close()
+        self._threads.shutdown(wait=False)
+
+    @property
+    def methods(self) -> Mapping[str, Callable[[Any, Any], Any]]:
+        """RPC name → handler. The names are compared with the proto when the server starts."""
+        return {
+            "PlanJob": self.plan,
+            "PreflightJob": _not_served(
+                "PreflightJob", "`hone plan` checks what can be checked without a look outside."
+            ),
+            "CreateJob": self.create,
+            "GetJob": self.get,
+            "ListJobs": self.list,
+            "CancelJob": self.cancel,
+            "PauseJob": _not_served("PauseJob", "Cancel the job, and submit it again later."),
+            "ResumeJob": _not_served("ResumeJob", "Submit the job again."),
+            "DeleteJob": self.delete,
+            "WatchJob": self.watch,
+            "WatchJobs": self.watch_all,
+            "StreamLogs": self.logs,
+            "ListEvents": self.events,
+            "QueryMetrics": self.metrics,
+            "ListCheckpoints": _not_served("ListCheckpoints", "ListOutputs tells what a job left."),
+            "ListOutputs": self.outputs,
+        }
+
+    async def plan(self, request: pb.PlanJobRequest, context: Any) -> pb.PlanJobResponse:
+        convert.split_namespace_name(request.parent)
+        answer = pb.PlanJobResponse()
+        try:
+            spec = _own_spec(request, context)
+            planned = await self._in_thread(self._jobs.plan, spec)
+        except InvalidRequest as error:
+            answer.violations.extend(convert.violation_to_message(violation) for violation in error.violations)
+        else:
+            convert.fill(answer, planned)
+        return answer
+
+    async def create(self, request: pb.CreateJobRequest, context: Any) -> bytes:
+        namespace = convert.split_namespace_name(request.parent)
+        spec = _own_spec(request, context)
+        return await self._in_thread(self._create, namespace, spec, request)
+
+    async def get(self, request: pb.GetJobRequest, context: Any) -> bytes:
+        namespace, job_id = convert.split_job_name(request.name)
+        key = self._store.job_version(namespace, job_id)
+        if key in self._cache:
+            return self._cache[key]
+        return self._bytes_of(await self._in_thread(self._jobs.get, namespace, job_id))
+
+    async def list(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
+        namespace = convert.split_namespace_name(request.parent)
+        return await self._in_thread(self._list, namespace, request)
+
+    async def cancel(self, request: pb.CancelJobRequest, context: Any) -> bytes:
+        return self._bytes_of(await self._in_thread(self._jobs.cancel, *convert.split_job_name(request.name)))
+
+    async def delete(self, request: pb.DeleteJobRequest, context: Any) -> bytes:
+        namespace, job_id = convert.split_job_name(request.name)
+        return self._bytes_of(await self._in_thread(self._jobs.delete, namespace, job_id, artifacts=request.artifacts))
+
+    async def watch(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[Any]:
+        namespace, job_id = convert.split_job_name(request.name)
+        job = await self._in_thread(self._jobs.get, namespace, job_id)
+        self._check_cursor(namespace, request.after_seq)
+        if job.state.is_terminal:
+            async for page in self._history(job, request.after_seq):
+                yield pb.WatchJobResponse(events=map(convert.event_to_message, page), seq=page[-1].seq)
+            return
+        with self.feeds.of(namespace) as feed:
+            async for answer in feed.watch(job.id, after_seq=request.after_seq):
+                yield answer
+
+    async def watch_all(self, request: pb.WatchJobsRequest, context: Any) -> AsyncIterator[Any]:
+        namespace = convert.split_namespace_name(request.parent)
+        self._check_cursor(namespace, request.after_seq)
+        with self.feeds.of(namespace) as feed:
+            async for answer in feed.watch("", after_seq=request.after_seq):
+                yield answer
+
+    async def logs(self, request: pb.StreamLogsRequest, context: Any) -> AsyncIterator[Any]:
+        namespace, job_id = convert.split_job_name(request.name)
+        job = await self._in_thread(self._jobs.get, namespace, job_id)
+        while request.follow and not job.attempts and not job.state.is_terminal:
+            await asyncio.sleep(LOG_LOOK_S)
+            job = await self._in_thread(self._jobs.get, namespace, job.id)
+        number = request.attempt or (job.attempts[-1].number if job.attempts else 0)
+        offset = 0
+        if request.HasField("tail"):
+            offset = await self._in_thread(self._tail_offset, job, request, number)
+        while True:
+            ended = job.state.is_terminal or any(a.number == number and a.state.is_terminal for a in job.attempts)
+            while data := await self._in_thread(self._log, job, request, number, offset):
+                offset += len(data)
+                yield pb.StreamLogsResponse(data=data)
+            if ended or not request.follow:
+                return
+            await asyncio.sleep(LOG_LOOK_S)
+            job = await self._in_thread(self._jobs.get, namespace, job.id)
+
+    async def events(self, request: pb.ListEventsRequest, context: Any) -> pb.ListEventsResponse:
+        namespace, job_id = _job_or_namespace(request.parent)
+        limit = min(request.page_size or PAGE_EVENTS, PAGE_EVENTS)
+        found = await self._in_thread(
+            self._jobs.events, namespace, job_id=job_id, after_seq=request.after_seq, limit=limit
+        )
+        following = found[-1].seq if len(found) == limit else 0
+        return pb.ListEventsResponse(events=map(convert.event_to_message, found), next_after_seq=following)
+
+    async def metrics(self, request: pb.QueryMetricsRequest, context: Any) -> pb.QueryMetricsResponse:
+        namespace, job_id = convert.split_job_name(request.name)
+        found = await self._in_thread(
+            self._jobs.metrics,
+            namespace,
+            job_id,
+            names=tuple(request.metrics),
+            min_step=request.min_step,
+            max_step=request.max_step if request.HasField("max_step") else None,
+        )
+        answer = pb.QueryMetricsResponse()
+        for series in found:
+            convert.fill(answer.series.add(), series)
+        return answer
+
+    async def outputs(self, request: pb.ListOutputsRequest, context: Any) -> pb.ListOutputsResponse:
+        namespace, job_id = convert.split_job_name(request.parent, field="parent")
+        answer = pb.ListOutputsResponse()
+        for output in await self._in_thread(self._jobs.outputs, namespace, job_id):
+            convert.fill(answer.outputs.add(), output)
+        return answer
+
+    async def _in_thread(
+        self, function: Callable[_Arguments, _Answer], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> _Answer:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+
+    def _create(self, namespace: str, spec: JobSpec, request: pb.CreateJobRequest) -> bytes:
+        job = self._jobs.create(
+            namespace,
+            spec,
+            job_id=request.job_id,
+            request_id=request.request_id,
+            validate_only=request.validate_only,
+        )
+        return convert.job_to_message(job).SerializeToString() if request.validate_only else self._bytes_of(job)
+
+    def _list(self, namespace: str, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
+        page = self._jobs.list(
+            namespace, page_size=request.page_size, page_token=request.page_token, filter=request.filter
+        )
+        answer = pb.ListJobsResponse(next_page_token=page.next_page_token)
+        for job in page.jobs:
+            answer.jobs.add().ParseFromString(self._bytes_of(job))
+        return answer
+
+    def _bytes_of(self, job: Job) -> bytes:
+        """The message of a job, made once for each of its versions."""
+        key = (job.uid, job.version)
+        data = self._cache.get(key)
+        if data is None:
+            data = self._cache[key] = convert.job_to_message(job).SerializeToString()
+            while len(self._cache) > CACHED_JOBS:
+                self._cache.pop(next(iter(self._cache)), None)
+        return data
+
+    def _open_feed(self, namespace: str) -> Feed:
+        async def read(job_id: str, after_seq: int) -> Sequence[Event]:
+            return await self._in_thread(
+                self._jobs.events, namespace, job_id=job_id, after_seq=after_seq, limit=PAGE_EVENTS
+            )
+
+        return Feed(read, last_seq=self._store.last_seq(namespace))
+
+    async def _history(self, job: Job, after_seq: int) -> AsyncIterator[Sequence[Event]]:
+        while page := await self._in_thread(
+            self._jobs.events, job.namespace, job_id=job.id, after_seq=after_seq, limit=PAGE_EVENTS
+        ):
+            yield page
+            after_seq = page[-1].seq
+
+    def _check_cursor(self, namespace: str, after_seq: int) -> None:
+        last = self._store.last_seq(namespace)
+        if not 0 <= after_seq <= last:
+            message = f"{after_seq} is no event of this namespace, whose last is {last}: watch from 0."
+            raise InvalidRequest([Violation(path="after_seq", value=after_seq, message=message)])
+
+    def _log(self, job: Job, request: pb.StreamLogsRequest, attempt: int, offset: int) -> bytes:
+        found = self._jobs.logs(job.namespace, job.id, attempt=attempt, rank=request.rank, offset=offset)
+        data = bytearray()
+        for chunk in found:
+            data += chunk
+            if len(data) >= LOG_CHUNK_BYTES:
+                break
+        return bytes(data)
+
+    def _tail_offset(self, job: Job, request: pb.StreamLogsRequest, attempt: int) -> int:
+        """Where the last lines begin, so that what is written meanwhile is neither lost nor doubled."""
+        if request.tail < 0:
+            message = f"{request.tail} is negative: give a number of lines."
+            raise InvalidRequest([Violation(path="tail", value=request.tail, message=message)])
+        where = {"attempt": attempt, "rank": request.rank}
+        whole = sum(len(chunk) for chunk in self._jobs.logs(job.namespace, job.id, **where))
+        tail = sum(len(chunk) for chunk in self._jobs.logs(job.namespace, job.id, **where, tail=request.tail))
+        return max(whole - tail, 0)
+
+
+class ReportService:
+    """What trainers tell."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    @property
+    def methods(self) -> Mapping[str, Callable[[Any, Any], Any]]:
+        """RPC name → handler."""
+        return {"ReportEvents": self.report}
+
+    async def report(self, request: report_pb.ReportEventsRequest, context: Any) -> report_pb.ReportEventsResponse:
+        namespace, job_id = convert.split_job_name(request.job, field="job")
+        events = [convert.from_message(Event, event) for event in request.events]
+        acked = await asyncio.to_thread(self._jobs.report, namespace, job_id, request.attempt, request.nonce, events)
+        return report_pb.ReportEventsResponse(acked_seq=acked)
+
+
+def handlers(service: ServiceDescriptor, methods: Mapping[str, Callable[[Any, Any], Any]]) -> grpc.GenericRpcHandler:
+    """Handlers of a service: one wrapper around every call, where messages are read and errors become statuses."""
+    known = {method.name for method in service.methods}
+    assert known == set(methods), f"handlers and proto differ: {known ^ set(methods)}"
+    table = {}
+    for method in service.methods:
+        kind = GetMessageClass(method.input_type)
+        if method.server_streaming:
+            table[method.name] = grpc.unary_stream_rpc_method_handler(_stream(kind, methods[method.name]))
+        else:
+            table[method.name] = grpc.unary_unary_rpc_method_handler(_unary(kind, methods[method.name]))
+    return grpc.method_handlers_generic_handler(service.full_name, table)
+
+
+def _unary(kind: type[Message], method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+    async def call(data: bytes, context: Any) -> bytes:
+        try:
+            return _bytes(await method(convert.decode(kind, data), context))
+        except Exception as error:  # CancelledError is none, and passes
+            return await abort(context, error)
+
+    return call
+
+
+def _stream(kind: type[Message], method: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
+    async def call(data: bytes, context: Any) -> AsyncIterator[bytes]:
+        try:
+            async for answer in method(convert.decode(kind, data), context):
+                yield _bytes(answer)
+        except Exception as error:
+            await abort(context, error)
+
+    return call
+
+
+def _bytes(answer: Message | bytes) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+
+def _not_served(name: str, instead: str) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def refuse(request: Any, context: Any) -> Any:
+        raise NotServed(f"{name} is not served by this version.", fix=instead)
+
+    return refuse
+
+
+def _own_spec(request: pb.PlanJobRequest | pb.CreateJobRequest, context: Any) -> JobSpec:
+    """The request of a message, with sources that this machine can read. Raises InvalidRequest."""
+    if not request.HasField("spec"):
+        raise InvalidRequest([Violation(path="spec", message="is missing: the request itself.")])
+    spec = convert.spec_from_message(request.spec)
+    machine = dict(context.invocation_metadata() or ()).get(MACHINE_KEY)
+    if not is_on_this_machine(context.peer(), machine):
+        refuse_own_files(spec)
+    return spec
+
+
+def refuse_own_files(spec: JobSpec) -> None:
+    """Refuse file:// sources of a caller whose files are not this machine's. Raises InvalidRequest."""
+    found = [
+        Violation(
+            path=path,
+            value=source,
+            message=f"{source} is on the caller's machine, and this service runs on another: upload it, and give "
+            "s3://bucket/prefix or hf://organisation/name.",
+        )
+        for path, source in _file_sources(spec.to_mapping(), "")
+    ]
+    if found:
+        raise InvalidRequest(found)
+
+
+def _file_sources(data: Any, path: str) -> Sequence[tuple[str, str]]:
+    if isinstance(data, list):
+        return [found for index, item in enumerate(data) for found in _file_sources(item, f"{path}.{index}")]
+    if isinstance(data, dict):
+        inner = [(f"{path}.{key}" if path else key, value) for key, value in data.items()]
+        return [found for where, value in inner for found in _file_sources(value, where)]
+    is_source = isinstance(data, str) and path.rpartition(".")[2] in _SOURCE_FIELDS
+    return [(path, data)] if is_source and data.startswith("file://") else []
+
+
+def _job_or_namespace(parent: str) -> tuple[str, str]:
+    if "/jobs/" in parent:
+        return convert.split_job_name(parent, field="parent")
+    return convert.split_namespace_name(parent), ""
