@@ -136,7 +136,7 @@ class Step:
         start = seen.start_time
         change.update_attempt(attempt.number, state=State.RUNNING, start_time=start or attempt.start_time)
         if change.job.state in (State.PENDING, State.QUEUED):
-            change.to_state(State.RUNNING, f"Attempt {attempt.number} runs on this backend: {self.world.backend.name}.")
+            change.to_state(State.RUNNING, f"Attempt {attempt.number} runs.")
         if start and change.job.start_time is None:
             change.set(start_time=start)
 

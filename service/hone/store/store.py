@@ -134,7 +134,9 @@ class Store:
             yield change
             if change.is_needed:
                 self._write(connection, change)
+                crash_point("change-before-commit")
         if change.is_needed:
+            crash_point("change-after-commit")
             self._tell(namespace)
 
     def bury(self, namespace: str, job_id: str, *, now: datetime) -> None:
@@ -159,6 +161,8 @@ class Store:
                 seq=0, time=now, type=EventType.NOTE, message=f"Job {job.id} was deleted.", fields={"deleted": "true"}
             )
             self._write_events(connection, job, [(gone, None)])
+            crash_point("bury-before-commit")
+        crash_point("bury-after-commit")
         self._tell(namespace)
 
     def job_version(self, namespace: str, job_id: str) -> tuple[str, int] | None:

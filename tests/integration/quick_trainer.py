@@ -1,0 +1,61 @@
+"""The real trainer with a method that trains nothing, for tests about processes: started, killed, found, stopped.
+
+Used as HONE_TRAINER_PYTHON through a two-line shell script: `quick_trainer.py -m hone_trainer run DIRECTORY`.
+Supervisor, lock, event file, worker process, publishing and exit.json are the trainer's own. Labels of the request say
+what the method does: `steps`, `pause_ms` between them, `ending` (`crash` raises, `deaf` ignores SIGTERM).
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from hone.job import EventType
+from hone.run import RunDirectory
+from hone_trainer import __main__, launch, worker, world
+from hone_trainer.context import RunContext
+
+
+def pretend(context: RunContext) -> None:
+    """Report steps, leave one small adapter."""
+    labels = context.run.spec.labels
+    note_start(context)
+    if labels.get("ending") == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    steps = int(labels.get("steps", "3"))
+    context.phase("training")
+    for step in range(1, steps + 1):
+        context.stop.check()
+        time.sleep(int(labels.get("pause_ms", "10")) / 1000)
+        metrics = {"loss": 1.0 / step, "max_steps": float(steps)}
+        context.event(EventType.PROGRESS, f"step {step}", step=step, metrics=metrics)
+    if labels.get("ending") == "crash":
+        sys.stdout.write("the last line before the end\n")
+        raise RuntimeError("it was asked to fail")
+    (context.output("adapter") / "adapter_model.safetensors").write_bytes(b"weights")
+    record = {"durations_s": {"training": 0.0}, "seed": 0}
+    (context.scratch / "worker.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def note_start(context: RunContext) -> None:
+    """Leave one line for each time that this attempt was really begun."""
+    place = Path(os.environ["HONE_TEST_STARTS"])
+    descriptor = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(descriptor, f"{context.run.job} {context.run.attempt}\n".encode())
+
+
+def main() -> int:
+    """`-m hone_trainer run DIRECTORY`, or `worker DIRECTORY`."""
+    if sys.argv[1] == "worker":
+        world.join = lambda *_: None  # type: ignore[assignment]  # it would import torch, to meet nobody
+        worker.METHODS["sft"] = pretend
+        return worker.main(Path(sys.argv[2]))
+    launch.command = lambda _, directory: [sys.executable, __file__, "worker", str(directory)]
+    assert RunDirectory(Path(sys.argv[4])).run_file.exists()
+    return __main__.main(sys.argv[3:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
