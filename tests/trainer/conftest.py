@@ -1,4 +1,5 @@
-"""A tiny Llama with a byte tokenizer, run directories, and golden losses: what every test of the trainer starts from."""
+"""A tiny Llama with a byte tokenizer, run directories, and golden losses: what every test of the trainer starts
+from."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -190,3 +191,36 @@ def golden(request: pytest.FixtureRequest) -> Iterator[Callable[[str, Sequence[f
         assert losses == pytest.approx(stored[name], abs=1e-4)
 
     yield check
+
+
+RunHere = Callable[[Attempt], Attempt]
+
+
+@pytest.fixture
+def run_here() -> RunHere:
+    """Runs the method in this process, as the worker of rank 0 would: without locks, store and supervisor."""
+    from hone_trainer.context import RunContext
+    from hone_trainer.inputs import fetch
+    from hone_trainer.methods import sft
+    from hone_trainer.report import EventLog
+
+    def run(attempt: Attempt) -> Attempt:
+        directory = attempt.directory
+        directory.scratch.mkdir()
+        inputs = fetch(attempt.run, directory.scratch / "inputs")
+        events = EventLog(directory.events)
+        sft.run(RunContext(run=attempt.run, directory=directory, inputs=inputs, events=events, rank=0, world_size=1))
+        events.close()
+        return attempt
+
+    return run
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # What the libraries below say of their own use of each other.
+    for line in (
+        "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+        "ignore:.*pin_memory:UserWarning:torch",
+        "ignore:builtin type (SwigPy|swigvar):DeprecationWarning",
+    ):
+        config.addinivalue_line("filterwarnings", line)

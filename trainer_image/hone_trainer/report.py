@@ -70,16 +70,29 @@ def parse_event(line: bytes, seq: int) -> Event:
     )
 
 
-Send = Callable[[str, Run, Sequence[Event]], int]
+Send = Callable[[Sequence[Event]], int]
+"""Hands events to the service; the answer is the last seq that it has. Raises HoneError when it cannot be reached."""
+
+
+def sender(address: str | None, run: Run) -> Send | None:
+    """How to reach the service that listens at this address; None where nobody does."""
+    if not address:
+        return None
+
+    def send(events: Sequence[Event]) -> int:
+        from hone.rpc.report import send  # late: grpc is needed only where a service listens
+
+        return int(send(address, run, events))
+
+    return send
 
 
 class Relay:
     """Follows the event file in a thread of the supervisor; `close` hands on what is left."""
 
-    def __init__(self, path: Path, run: Run, *, address: str | None) -> None:
+    def __init__(self, path: Path, *, send: Send | None) -> None:
         self._path = path
-        self._run = run
-        self._address = address
+        self._send = send
         self._stop = threading.Event()
         self._printed = 0
         self._unacknowledged: list[Event] = []
@@ -96,16 +109,16 @@ class Relay:
         self._thread.join()
         deadline = time.monotonic() + timeout_s
         self._read()
-        while self._unacknowledged and self._address and time.monotonic() < deadline:
+        while self._unacknowledged and time.monotonic() < deadline:
             self._next_try = 0.0
-            if not self._send():
+            if not self._send_batch():
                 time.sleep(POLL_S)
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_S):
             self._read()
             if self._unacknowledged and time.monotonic() >= self._next_try:
-                self._send()
+                self._send_batch()
 
     def _read(self) -> None:
         try:
@@ -119,17 +132,16 @@ class Relay:
         for line in lines:
             self._printed += 1
             sys.stdout.write(line.decode() + "\n")
-            if self._address:
+            if self._send:
                 self._unacknowledged.append(parse_event(line, self._printed))
         sys.stdout.flush()
 
-    def _send(self) -> bool:
+    def _send_batch(self) -> bool:
         """Send one batch; what is not acknowledged is sent again later, less and less often."""
-        from hone.rpc.report import send  # late: grpc is needed only where a service listens
-
+        assert self._send is not None
         batch = self._unacknowledged[:MAX_BATCH]
         try:
-            acknowledged = send(str(self._address), self._run, batch)
+            acknowledged = self._send(batch)
         except HoneError as error:
             sys.stderr.write(f"report: {error}\n")
             self._next_try = time.monotonic() + self._pause_s

@@ -35,7 +35,7 @@ from hone_trainer.failure import (
 )
 from hone_trainer.inputs import fetch
 from hone_trainer.publish import Publisher
-from hone_trainer.report import EventLog, Relay
+from hone_trainer.report import EventLog, Relay, sender
 
 GRACE_S = 60.0
 """How long workers have to stop after SIGTERM; the backend's own grace may be shorter."""
@@ -112,7 +112,7 @@ def _attempt(directory: RunDirectory, events: EventLog, stop: Stop) -> Failure |
     try:
         run = _read(directory)
         _announce(directory, run)
-        relay = Relay(directory.events, run, address=os.environ.get("HONE_REPORT_ADDRESS"))
+        relay = Relay(directory.events, send=sender(os.environ.get("HONE_REPORT_ADDRESS"), run))
         failure = _train_and_publish(directory, run, events, stop)
     except BaseException as error:
         failed = classify(error)

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -98,8 +99,7 @@ class Collector:
         learned = np.asarray(row.learned, dtype=bool)
         learned[:1] = False  # nothing comes before it, so it cannot be predicted
         if self._split:
-            pieces = [slice(start, start + self._max_length) for start in range(0, len(ids), self._max_length)]
-            kept = sum([self._keep(ids[piece], learned[piece], number) for piece in pieces])
+            kept = sum([self._keep(ids[piece], learned[piece], number) for piece in self._pieces(len(ids))])
         else:
             kept = self._keep(*self._cut(ids, learned), number)
         self.counts.rows_used += bool(kept)
@@ -120,6 +120,12 @@ class Collector:
         self.counts.tokens_learned = tokens.num_learned
         self.counts.sequences = len(tokens)
         return tokens
+
+    def _pieces(self, length: int) -> list[slice]:
+        borders = [*range(0, length, self._max_length), length]
+        if len(borders) > 2 and length - borders[-2] == 1:  # a token alone has nothing before it and is never learned
+            borders[-2] -= 1
+        return [slice(start, stop) for start, stop in pairwise(borders)]
 
     def _cut(
         self, ids: npt.NDArray[np.int32], learned: npt.NDArray[np.bool_]
