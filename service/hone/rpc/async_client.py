@@ -31,7 +31,7 @@ class AsyncClient:
         self.namespace = namespace or default_namespace()
         self._timeout_s = timeout_s
         self._channel = grpc.aio.insecure_channel(self.server, options=channel_options(self.server))
-        self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)
+        self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def plan(self, spec: SpecLike) -> PlanAnswer:
         """What would run, or every violation of the request; records nothing."""

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from hone.errors import InvalidRequest, UserError, Violation
 from hone.job import Event, Job, MetricSeries, Output, Plan
+from hone.plan import Planned
 from hone.rpc import convert
 from hone.spec import JobSpec
 from hone.spec.parse import load, parse
@@ -162,7 +163,8 @@ def _name(namespace: str, job: str) -> str:
 def _plan_answer(answer: pb.PlanJobResponse) -> PlanAnswer:
     if answer.violations:
         return PlanAnswer(violations=tuple(convert.violation_from_message(found) for found in answer.violations))
-    return convert.from_message(PlanAnswer, answer, violations=())
+    found = convert.from_message(Planned, answer)
+    return PlanAnswer(spec=found.spec, plan=found.plan, runs_here=found.runs_here, why_not_here=found.why_not_here)
 
 
 def _page(answer: pb.ListJobsResponse) -> Page:

@@ -7,7 +7,7 @@
         client.download(job.id, Path("out"))
 
 Answers are hone.job's types, errors hone.errors'. Only Unavailable is retried, a few times; a submission keeps its
-request id over that, so it makes one job. Watching goes on by itself where it was cut. Needs the base dependencies only.
+request id over that, so it makes one job. Watching goes on by itself where it was cut. The base dependencies suffice.
 """
 
 import codecs
@@ -47,7 +47,7 @@ class Client:
         self.namespace = namespace or default_namespace()
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(self.server, options=channel_options(self.server))
-        self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)
+        self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def plan(self, spec: SpecLike) -> PlanAnswer:
         """What would run, or every violation of the request; records nothing."""

@@ -6,13 +6,13 @@ fields of the dataclass of the same name (a test walks both), so one pair of fun
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import DecodeError, Message
@@ -30,11 +30,26 @@ _AnyMessage = TypeVar("_AnyMessage", bound=Message)
 
 def spec_to_message(spec: JobSpec) -> spec_pb2.JobSpec:
     """A request as a message. Raises InvalidRequest for a number or text that the wire cannot carry."""
+    data = spec.to_mapping()
+    if empty := list(_empty_lists(data, "")):
+        raise InvalidRequest([Violation(path=path, value=[], message=_EMPTY) for path in empty])
     try:
-        return ParseDict(spec.to_mapping(), spec_pb2.JobSpec())
+        return ParseDict(data, spec_pb2.JobSpec())
     except (ParseError, ValueError) as error:
         text = " ".join(str(error).split())
         raise InvalidRequest([Violation(path="", message=f"The request cannot be sent: {text}.")]) from error
+
+
+_EMPTY = "is empty, which the wire cannot tell from absent: name something, or leave it out."
+
+
+def _empty_lists(data: Any, path: str) -> Iterator[str]:
+    """Paths of lists that are empty where the default is not."""
+    if data == []:
+        yield path
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield from _empty_lists(value, f"{path}.{key}" if path else key)
 
 
 def spec_from_message(message: spec_pb2.JobSpec) -> JobSpec:
@@ -112,7 +127,7 @@ def _not_a_name(field: str, name: str, form: str) -> InvalidRequest:
 
 
 def decode(kind: type[_AnyMessage], data: bytes) -> _AnyMessage:
-    """The message that came in. Raises InvalidRequest when it is none, or has fields that this version does not know."""
+    """What came in, as a message. Raises InvalidRequest when it is none, or has fields that are unknown here."""
     message = kind()
     try:
         message.ParseFromString(data)
@@ -129,7 +144,8 @@ _UNKNOWN = "is unknown to this version of the service: use a client of its versi
 
 def unknown_fields(message: Message, path: str = "") -> list[str]:
     """Paths of everything that a newer sender put in and this version would pass over in silence."""
-    found = [f"{path}field number {unknown.field_number}" for unknown in UnknownFieldSet(message)]
+    unknown = UnknownFieldSet(message)
+    found = [f"{path}field number {unknown[index].field_number}" for index in range(len(unknown))]
     for field, value in message.ListFields():
         if field.message_type is None or field.message_type.GetOptions().map_entry:
             continue
@@ -140,7 +156,8 @@ def unknown_fields(message: Message, path: str = "") -> list[str]:
 
 def fill(message: Message, value: Any) -> None:
     """Copy a dataclass into a message of the same fields."""
-    for name, codec in _codecs(type(value)):
+    kind: Any = type(value)
+    for name, codec in _codecs(kind):
         part = getattr(value, name)
         if part is not None:
             codec.write(message, name, part)
@@ -150,7 +167,7 @@ def from_message(kind: type[_Answer], message: Message, **others: Any) -> _Answe
     """A dataclass from a message of the same fields; `others` are the fields that the message holds otherwise."""
     values = {
         name: None if codec.optional and not message.HasField(name) else codec.read(message, name)
-        for name, codec in _codecs(kind)
+        for name, codec in _codecs(cast(Any, kind))
     }
     return kind(**values, **others)
 
@@ -169,7 +186,7 @@ class _Codec:
 
 
 @lru_cache
-def _codecs(kind: type) -> tuple[tuple[str, _Codec], ...]:
+def _codecs(kind: Any) -> tuple[tuple[str, _Codec], ...]:
     hints = get_type_hints(kind)
     names = [field.name for field in fields(kind) if field.name not in ELSEWHERE.get(kind, {})]
     return tuple((name, _codec(hints[name])) for name in names)

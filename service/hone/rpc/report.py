@@ -29,7 +29,7 @@ def send(address: str, run: Run, events: Sequence[Event]) -> int:
     )
     try:
         with grpc.insecure_channel(address, options=channel_options(address)) as channel:
-            stub = report_service_pb2_grpc.ReportServiceStub(channel)
+            stub = report_service_pb2_grpc.ReportServiceStub(channel)  # type: ignore[no-untyped-call]
             return int(stub.ReportEvents(request, timeout=TIMEOUT_S).acked_seq)
     except grpc.RpcError as error:
         raise from_rpc_error(error, address=address) from error

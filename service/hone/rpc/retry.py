@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from tenacity import retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from hone.errors import Unavailable
 from hone.rpc.status import from_rpc_error
@@ -17,7 +17,7 @@ LONGEST_PAUSE_S = 4.0
 CALLS: Mapping[str, Any] = {
     "retry": retry_if_exception_type(Unavailable),
     "stop": stop_after_attempt(5),
-    "wait": wait_exponential_jitter(initial=0.2, max=2.0, jitter=0.3),
+    "wait": wait_random_exponential(multiplier=0.4, max=2.0),
     "reraise": True,
 }
 """Arguments of tenacity for one call: five tries over about four seconds."""

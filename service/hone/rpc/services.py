@@ -22,7 +22,8 @@ from hone.rpc.feed import PAGE_EVENTS, Feed, Feeds
 from hone.rpc.status import abort
 from hone.spec import JobSpec
 from hone.store import Store
-from hone.v1 import report_service_pb2 as report_pb, training_service_pb2 as pb
+from hone.v1 import report_service_pb2 as report_pb
+from hone.v1 import training_service_pb2 as pb
 
 THREADS = 8
 CACHED_JOBS = 2048
@@ -279,7 +280,7 @@ def handlers(service: ServiceDescriptor, methods: Mapping[str, Callable[[Any, An
     """Handlers of a service: one wrapper around every call, where messages are read and errors become statuses."""
     known = {method.name for method in service.methods}
     assert known == set(methods), f"handlers and proto differ: {known ^ set(methods)}"
-    table = {}
+    table: dict[str, Any] = {}
     for method in service.methods:
         kind = GetMessageClass(method.input_type)
         if method.server_streaming:
@@ -294,7 +295,8 @@ def _unary(kind: type[Message], method: Callable[[Any, Any], Awaitable[Any]]) ->
         try:
             return _bytes(await method(convert.decode(kind, data), context))
         except Exception as error:  # CancelledError is none, and passes
-            return await abort(context, error)
+            await abort(context, error)
+            raise AssertionError("abort raises") from error
 
     return call
 

@@ -60,7 +60,7 @@ _TYPES_WITHOUT_REASON: Mapping[grpc.StatusCode, type[HoneError]] = {
 }
 
 
-async def abort(context: Any, error: Exception) -> None:
+async def abort(context: Any, error: Exception) -> Any:
     """End a call with an error; always raises. What nobody foresaw is logged under an id, and only the id is told."""
     if not isinstance(error, HoneError):
         error_id = uuid.uuid4().hex[:12]
@@ -148,7 +148,8 @@ def _cut(text: str, max_bytes: int) -> str:
 
 
 def _status_of(error: grpc.RpcError) -> status_pb2.Status | None:
-    for key, value in error.trailing_metadata() or ():
+    metadata: Any = error.trailing_metadata() or ()
+    for key, value in metadata:
         if key == DETAILS_KEY:
             try:
                 return status_pb2.Status.FromString(value)
