@@ -119,7 +119,8 @@ class LocalBackend:
             directory = self._directory(run)
             self._reader.forget(directory.events)
             self._room.give_back(_key(run))
-            self._children.pop(_key(run), None)
+            if child := self._children.pop(_key(run), None):
+                _wait_for_exit(child)
             shutil.rmtree(directory.path, ignore_errors=True)
             with suppress(OSError):  # other attempts are in it
                 directory.path.parent.rmdir()
@@ -248,10 +249,22 @@ class LocalBackend:
             never_came_up = child is not None and child.poll() is not None and not directory.process.exists()
             if never_came_up or _has_ended(directory):
                 self._room.give_back(key)
+        for key in [key for key, child in self._children.items() if child.poll() is not None]:
+            if _has_ended(RunDirectory(self._runs / key)):
+                del self._children[key]
 
 
 def _key(run: Run) -> str:
     return f"{run.namespace}/{run.job}/attempt-{run.attempt}"
+
+
+def _wait_for_exit(child: "subprocess.Popen[bytes]") -> None:
+    """It has said how it ended; what is left of its process goes by itself, or is made to."""
+    try:
+        child.wait(5)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def _has_ended(directory: RunDirectory) -> bool:
