@@ -1,43 +1,86 @@
 """The service that a command talks to: the one that was named, else the one that owns HONE_HOME, else this process."""
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hone.cli.environment import read_settings
-from hone.errors import Unavailable
+from hone.errors import Unavailable, WrongState
+from hone.job import Event
 
 if TYPE_CHECKING:
     from hone.rpc.client import Client
 
+OWNER_STARTS_S = 5.0
+"""How long another service may take from owning HONE_HOME to listening."""
 
-@dataclass(frozen=True)
+
 class Connection:
-    """A client, and where the other end is."""
+    """A client, and where its other end is."""
 
-    client: "Client"
-    in_this_process: bool
-    """The service ends with this command; runs that it started go on by themselves."""
+    def __init__(self, server: str, namespace: str) -> None:
+        self._server = server or read_settings().server
+        self._namespace = namespace
+        self._stack = ExitStack()
+        self.in_this_process = False
+        """The service ends with this command; runs that it started go on by themselves."""
+        self.client = self._open()
+
+    def watch(self, job_id: str) -> Iterator[Event]:
+        """The job's events to its end, none missed and none doubled, also when the service moves.
+
+        A command without a server may talk to the service inside another command; when that one ends, this one goes on
+        with a service of its own.
+        """
+        seq = 0
+        while True:
+            try:
+                for event in self.client.watch(job_id, after_seq=seq):
+                    seq = event.seq
+                    yield event
+                return
+            except Unavailable:
+                if self._server:
+                    raise
+                self._stack.close()
+                self.client = self._open()
+
+    def close(self) -> None:
+        """Close the client, and a service of our own."""
+        self._stack.close()
+
+    def _open(self) -> "Client":
+        from hone.rpc.client import Client
+
+        deadline = time.monotonic() + OWNER_STARTS_S
+        while True:
+            try:
+                client = Client(self._server or self._owner_or_self(), namespace=self._namespace)
+                return self._stack.enter_context(client)
+            except WrongState:  # another service took HONE_HOME meanwhile and will listen soon
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def _owner_or_self(self) -> str:
+        from hone.service import owner
+
+        found = owner(read_settings().home)
+        if found and found.address:
+            return found.address
+        from hone.rpc.server import LocalService
+
+        service = self._stack.enter_context(LocalService())
+        self.in_this_process = True
+        return service.address
 
 
 @contextmanager
 def connect(server: str, namespace: str) -> Iterator[Connection]:
-    """A client of that service; closed at the end, and so is a service of our own."""
-    from hone.rpc.client import Client
-
-    read_settings()  # a variable that cannot be read is told before anything starts
-    with ExitStack() as stack:
-        try:
-            client, own = Client(server, namespace=namespace), False
-        except Unavailable:
-            if server:
-                raise
-            client, own = Client(_own_service(stack), namespace=namespace), True
-        yield Connection(stack.enter_context(client), own)
-
-
-def _own_service(stack: ExitStack) -> str:
-    from hone.rpc.server import LocalService
-
-    return stack.enter_context(LocalService()).address
+    """A connection for the length of the block."""
+    connection = Connection(server, namespace)
+    try:
+        yield connection
+    finally:
+        connection.close()

@@ -63,7 +63,7 @@ def outputs_table(outputs: tuple[Output, ...], *, with_digest: bool = False) -> 
     table.add_column(justify="right")
     table.add_column(overflow="fold")
     for output in outputs:
-        table.add_row("", f"{output.kind}/", q.size(output.size_bytes), place(output.uri))
+        table.add_row("  ", f"{output.kind}/", q.size(output.size_bytes), place(output.uri))
         if with_digest:
             table.add_row("", "", "", f"sha256 of its manifest {output.sha256}")
     return table
@@ -78,37 +78,30 @@ def place(uri: str) -> str:
 def _print_done(console: Console, job: Job, story: Story) -> None:
     change = _change(story.eval_losses)
     console.print(f"Done in {_took(job)}.{f' Eval loss {change}.' if change else ''}")
+    if story.losses:
+        curve = q.spark(story.losses) or "→"
+        console.print(f"  training loss  {q.loss(story.losses[0])} {curve} {q.loss(story.losses[-1])}")
+    if story.samples:
+        console.print()
+        console.print(_samples(story))
+    console.print("\n  saved, each with the sha256 of its files in MANIFEST.json")
+    console.print(outputs_table(job.outputs))
+    console.print(f"\n  Next: hone get {job.id} · hone download {job.id} DIRECTORY")
+
+
+def _samples(story: Story) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column()
     table.add_column(overflow="fold")
-    if story.losses:
-        curve = q.spark(story.losses)
-        first, last = q.loss(story.losses[0]), q.loss(story.losses[-1])
-        table.add_row("", "training loss", f"{first} {curve} {last}" if curve else last)
-    if change:
-        table.add_row("", "eval loss", change)
-    console.print(table)
-    _print_samples(console, story)
-    console.print("  saved")
-    console.print(outputs_table(job.outputs))
-    console.print("  Each directory lists its files with their sha256 in MANIFEST.json.")
-    console.print(f"  Next: hone get {job.id} · hone download {job.id} DIRECTORY")
-
-
-def _print_samples(console: Console, story: Story) -> None:
     for sample in story.samples.values():
-        table = Table.grid(padding=(0, 2))
-        table.add_column()
-        table.add_column()
-        table.add_column(overflow="fold")
         table.add_row("", "prompt", _short(sample.prompt))
         for when in ("before", "after"):
             if when in sample.answers:
                 table.add_row("", f"  {when}", _short(sample.answers[when]))
         if sample.expected:
             table.add_row("", "  expected", _short(sample.expected))
-        console.print(table)
+    return table
 
 
 def _short(text: str) -> str:

@@ -125,16 +125,17 @@ class LineDisplay:
             self._print(_line(event, *line))
             self._since = self._clock()
         elif event.type == EventType.PROGRESS and self._clock() - self._last_progress >= LINE_S:
-            self._last_progress = self._clock()
+            self._last_progress = self._since = self._clock()
             self._print(_line(event, "training", story.progress()))
 
     def wait(self, story: Story) -> None:
         """A sign of life after a silence."""
-        if self._clock() - self._last_line >= LINE_S:
-            detail = story.progress() if story.what == "training" and story.step else "goes on"
-            self._print(
-                f"  {time.strftime('%H:%M:%S')}  {story.what:<10}  {detail}, {q.duration(self._clock() - self._since)}"
-            )
+        now = self._clock()
+        if now - self._last_line >= LINE_S:
+            self._last_progress = now
+            detail = f"still at step {q.count(story.step)}" if story.step else "goes on"
+            silence = q.duration(now - self._since)
+            self._print(f"  {time.strftime('%H:%M:%S')}  {story.what:<10}  {detail}, {silence}")
 
     def say(self, text: str) -> None:
         """The line as it is."""
