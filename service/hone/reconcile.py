@@ -118,8 +118,9 @@ class Reconciler:
 
     def _pause(self) -> float:
         """Seconds until something is due."""
-        waiting = [visit.due for visit in self._visits.values() if not visit.is_under_way]
-        return min(max(0.0, min(waiting, default=_LONGEST_WAIT_S) - time.monotonic()), _LONGEST_WAIT_S)
+        now = time.monotonic()
+        waiting = [visit.due - now for visit in self._visits.values() if not visit.is_under_way]
+        return max(0.0, min(waiting, default=_LONGEST_WAIT_S))
 
     def _look_for_work(self) -> None:
         """Whoever changed since the last step is due now."""

@@ -5,7 +5,7 @@ step may be repeated, and being killed between two of them costs time only. Noth
 artefact store inside a transaction.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from hone.backends.base import Backend, Observation, Phase
 from hone.crash import crash_point
 from hone.errors import IntegrityError, NotFound, StorageError, TemporaryError
-from hone.job import TRANSITIONS, Attempt, EventType, Failure, FailureClass, Job, Output, State
+from hone.job import TRANSITIONS, Attempt, Event, EventType, Failure, FailureClass, Job, Output, State
 from hone.run import Run
 from hone.storage import ArtifactStore, JobLayout, read_manifest
 from hone.store import Change, Store, output_of
@@ -128,8 +128,8 @@ class Step:
         if (self.job.state, attempt.state) != (State.RUNNING, State.RUNNING) or seen.start_time != attempt.start_time:
             with self._change() as change:
                 self._to_running(change, attempt, seen)
-        if self._is_too_late(attempt, seen):
-            self.world.backend.stop(self._run(attempt), grace_s=self.world.grace_s)
+        if self._is_too_late(seen):
+            self._stop_at_deadline(attempt)
         return RUNNING_POLL_S if seen.start_time else RUNNING_POLL_S / 5
 
     def _to_running(self, change: Change, attempt: Attempt, seen: Observation) -> None:
@@ -140,10 +140,18 @@ class Step:
         if start and change.job.start_time is None:
             change.set(start_time=start)
 
-    def _is_too_late(self, attempt: Attempt, seen: Observation) -> bool:
-        deadline, start = self.job.resolved_spec.scheduling.deadline, seen.start_time or attempt.start_time
-        end = seen.end_time or self.world.clock()
-        return bool(deadline and start and (end - start).total_seconds() >= deadline)
+    def _is_too_late(self, seen: Observation) -> bool:
+        deadline, start = self.job.resolved_spec.scheduling.deadline, seen.start_time
+        return bool(deadline and start and (self.world.clock() - start).total_seconds() >= deadline)
+
+    def _stop_at_deadline(self, attempt: Attempt) -> None:
+        """Say so first: the event is what tells this end from another, whoever is killed in between."""
+        if not self._met_deadline(attempt):
+            deadline = self.job.resolved_spec.scheduling.deadline
+            with self._change() as change:
+                message = f"The attempt is stopped: it has run for {deadline} s (scheduling.deadline)."
+                change.tell(EventType.WARNING, message, attempt=attempt.number, fields={"deadline": str(deadline)})
+        self.world.backend.stop(self._run(attempt), grace_s=self.world.grace_s)
 
     def _succeed(self, attempt: Attempt, seen: Observation) -> float:
         """Say SUCCEEDED, after the manifest of every promised output was read back."""
@@ -165,10 +173,8 @@ class Step:
         return 0.0
 
     def _read_back(self, attempt: Attempt) -> tuple[Output, ...]:
-        store, job = self.world.store, self.job
-        told = store.events(job.namespace, job=job, types=(EventType.OUTPUT,), attempt=attempt.number)
-        outputs = {output.kind: output for output in map(output_of, told)}
-        layout = JobLayout(job.namespace, job.id)
+        job, layout = self.job, JobLayout(self.job.namespace, self.job.id)
+        outputs = {output.kind: output for output in map(output_of, self._told(attempt, EventType.OUTPUT))}
         for kind in job.plan.output_bytes:
             if kind not in outputs:
                 raise NotFound(f"The trainer ended well without its output {kind!r}.")
@@ -178,14 +184,16 @@ class Step:
     def _end_attempt(self, attempt: Attempt, seen: Observation) -> float:
         """Record how an attempt failed, and whether another follows."""
         failure = seen.failure or Failure(failure_class=FailureClass.INTERNAL, message="The attempt failed.")
-        if self._is_too_late(attempt, seen):
+        stopped = self._met_deadline(attempt)
+        if stopped:
             failure = self._deadline_failure(failure)
-        again = failure.failure_class in _RETRIED and not seen.final and failure is seen.failure
+        again = failure.failure_class in _RETRIED and not seen.final
+        is_new = stopped or not self._told(attempt, EventType.FAILURE)
         with self._change() as change:
             if change.job.state.is_terminal or change.attempt(attempt.number).state.is_terminal:
                 return 0.0
             self._update_ended(change, attempt, seen, state=State.FAILED, failure=failure)
-            if not self._told_failure(attempt) or failure is not seen.failure:
+            if is_new:
                 change.tell_failure(attempt.number, failure)
             self._after_failure(change, failure, again=again)
         crash_point("attempt-ended")
@@ -219,12 +227,12 @@ class Step:
         if change.job.start_time is None and seen.start_time:
             change.set(start_time=seen.start_time)
 
-    def _told_failure(self, attempt: Attempt) -> bool:
-        job = self.job
-        found = self.world.store.events(
-            job.namespace, job=job, types=(EventType.FAILURE,), attempt=attempt.number, limit=1
-        )
-        return bool(found)
+    def _met_deadline(self, attempt: Attempt) -> bool:
+        return any("deadline" in event.fields for event in self._told(attempt, EventType.WARNING))
+
+    def _told(self, attempt: Attempt, kind: EventType) -> Sequence[Event]:
+        """The attempt's events of one type."""
+        return self.world.store.events(self.job.namespace, job=self.job, types=(kind,), attempt=attempt.number)
 
     def _deadline_failure(self, failure: Failure) -> Failure:
         deadline = self.job.resolved_spec.scheduling.deadline
