@@ -2,6 +2,7 @@
 from."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from hone.job import Event, Launch
 from hone.run import Run, RunDirectory
 from hone.spec.parse import parse
 from hone_trainer.report import parse_event
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when the libraries are imported
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
@@ -199,10 +202,14 @@ RunHere = Callable[[Attempt], Attempt]
 @pytest.fixture
 def run_here() -> RunHere:
     """Runs the method in this process, as the worker of rank 0 would: without locks, store and supervisor."""
+    import torch
+
     from hone_trainer.context import RunContext
     from hone_trainer.inputs import fetch
     from hone_trainer.methods import sft
     from hone_trainer.report import EventLog
+
+    torch.set_num_threads(1)  # the model is tiny, and other tests run beside this one
 
     def run(attempt: Attempt) -> Attempt:
         directory = attempt.directory
