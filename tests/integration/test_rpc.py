@@ -51,7 +51,7 @@ class ServerProcess:
     """`hone serve` as a process of its own, on a port that is kept over restarts."""
 
     def __init__(self, home: Path, trainer_python: Path) -> None:
-        self._home = home
+        self.home = home
         self._environment = {**os.environ, "HONE_HOME": str(home), "HONE_TRAINER_PYTHON": str(trainer_python)}
         self._environment.pop("HONE_SERVER", None)
         self.address = "127.0.0.1:0"
@@ -59,10 +59,10 @@ class ServerProcess:
 
     def start(self) -> None:
         environment = {**self._environment, "HONE_ADDRESS": self.address}
-        self._log = (self._home.parent / "server.log").open("ab")
+        self._log = (self.home.parent / "server.log").open("ab")
         self.process = subprocess.Popen([sys.executable, "-c", _SERVE], env=environment, stderr=self._log)
         deadline = time.monotonic() + 30
-        while not ((found := owner(self._home)) and found.pid == self.process.pid and found.address):
+        while not ((found := owner(self.home)) and found.pid == self.process.pid and found.address):
             assert self.process.poll() is None and time.monotonic() < deadline, self.log
             time.sleep(0.02)
         self.address = found.address
@@ -76,34 +76,59 @@ class ServerProcess:
 
     @property
     def log(self) -> str:
-        return (self._home.parent / "server.log").read_text(encoding="utf-8")
+        return (self.home.parent / "server.log").read_text(encoding="utf-8")
 
 
 @contextmanager
-def running(home: Path, trainer_python: Path) -> Iterator[ServerProcess]:
+def running(home: Path, trainer_python: Path, patch: pytest.MonkeyPatch) -> Iterator[ServerProcess]:
+    patch.setenv("HONE_TEST_STARTS", str(home.parent / "starts"))
     server = ServerProcess(home, trainer_python)
     server.start()
     try:
         yield server
     finally:
         if server.process and server.process.poll() is None:
-            with Client(server.address) as client:
-                for job in client.list(filter="state = RUNNING"):
-                    client.cancel(job.id)
-                    client.wait(job.id, timeout_s=20)
             server.end(signal.SIGTERM)
 
 
-@pytest.fixture
-def server(tmp_path: Path, quick_python: Path) -> Iterator[ServerProcess]:
-    with running(tmp_path / "home", quick_python) as server:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One server for every test that does not stop it; each test has a namespace of its own."""
+    place = tmp_path_factory.mktemp("service")
+    script = place / "quick-python"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).parent / "quick_trainer.py"}" "$@"\n')
+    script.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch, running(place / "home", script, patch) as server:
         yield server
 
 
 @pytest.fixture
-def client(server: ServerProcess) -> Iterator[Client]:
-    with Client(server.address) as client:
+def client(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Client]:
+    namespace = f"test-{abs(hash(request.node.nodeid)) % 10**9}"
+    with Client(server.address, namespace=namespace) as client:
         yield client
+        end_runs(client)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, quick_python: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerProcess]:
+    """A server that may be killed."""
+    with running(tmp_path / "home", quick_python, monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture
+def own_client(own_server: ServerProcess) -> Iterator[Client]:
+    with Client(own_server.address) as client:
+        yield client
+        end_runs(client)
+
+
+def end_runs(client: Client) -> None:
+    """Leave nothing behind that trains on."""
+    for job in client.list(filter="state != SUCCEEDED AND state != FAILED AND state != CANCELLED"):
+        client.cancel(job.id)
+        client.wait(job.id, timeout_s=30)
 
 
 def quick(make_spec: MakeSpec, *, steps: int = 3, pause_ms: int = 5, **changes: Any) -> JobSpec:
@@ -133,22 +158,22 @@ def test_a_job_runs_to_its_end_and_leaves_what_it_promised(client: Client, make_
 
 
 def test_a_watch_goes_on_over_a_server_that_is_killed_and_misses_and_doubles_nothing(
-    server: ServerProcess, client: Client, make_spec: MakeSpec
+    own_server: ServerProcess, own_client: Client, make_spec: MakeSpec
 ) -> None:
-    job = client.submit(quick(make_spec, steps=60, pause_ms=50))
+    job = own_client.submit(quick(make_spec, steps=60, pause_ms=50))
     seen: list[Event] = []
-    watcher = threading.Thread(target=lambda: seen.extend(client.watch(job.id)))
+    watcher = threading.Thread(target=lambda: seen.extend(own_client.watch(job.id)))
     watcher.start()
-    wait_until(lambda: client.get(job.id).progress is not None)
-    server.end(signal.SIGKILL)
-    server.start()
+    wait_until(lambda: own_client.get(job.id).progress is not None)
+    own_server.end(signal.SIGKILL)
+    own_server.start()
     watcher.join(60)
     assert not watcher.is_alive()
-    assert client.get(job.id).state is State.SUCCEEDED
-    assert seen == list(client.events(job.id))
+    assert own_client.get(job.id).state is State.SUCCEEDED
+    assert seen == list(own_client.events(job.id))
     assert [event.step for event in seen if event.type == EventType.PROGRESS] == list(range(1, 61))
     middle = seen[len(seen) // 2].seq
-    assert list(client.watch(job.id, after_seq=middle)) == [event for event in seen if event.seq > middle]
+    assert list(own_client.watch(job.id, after_seq=middle)) == [event for event in seen if event.seq > middle]
 
 
 def test_every_watcher_of_a_namespace_sees_every_event_once(client: Client, make_spec: MakeSpec) -> None:
@@ -199,7 +224,7 @@ def test_listing_pages_filters_and_refuses_tokens_of_other_listings(client: Clie
     assert [job.id for job in client.list(page_size=2)] == ids[::-1]
     assert [job.id for job in client.list(limit=3, page_size=2)] == ids[:1:-1]
     assert [job.id for job in client.list(filter='labels.n = "1"')] == ["job-3", "job-1"]
-    stub, parent = stub_of(client), "namespaces/default"
+    stub, parent = stub_of(client), f"namespaces/{client.namespace}"
     token = stub.ListJobs(pb.ListJobsRequest(parent=parent, page_size=2)).next_page_token
     for request in (
         pb.ListJobsRequest(parent=parent, page_token=token, filter="state = FAILED"),
@@ -332,7 +357,7 @@ def test_only_the_attempts_own_trainer_may_report(server: ServerProcess, client:
     job = client.submit(quick(make_spec, steps=2000, pause_ms=20))
     wait_until(lambda: client.get(job.id).progress is not None)
     job = client.get(job.id)
-    run = Run(namespace="default", job=job.id, attempt=1, nonce="guessed", spec=job.resolved_spec,
+    run = Run(namespace=client.namespace, job=job.id, attempt=1, nonce="guessed", spec=job.resolved_spec,
               launch=job.plan.launch, store="file:///nowhere", inputs={})  # fmt: skip
     with pytest.raises(Refused, match="not attempt 1"):
         report.send(server.address, run, [Event(seq=1, time=job.create_time, type="note")])
@@ -354,19 +379,19 @@ def test_the_server_says_that_it_serves_and_describes_itself(server: ServerProce
 
 
 def test_a_stopped_server_ends_streams_so_that_they_resume_and_leaves_runs_alone(
-    server: ServerProcess, client: Client, make_spec: MakeSpec
+    own_server: ServerProcess, own_client: Client, make_spec: MakeSpec
 ) -> None:
-    job = client.submit(quick(make_spec, steps=60, pause_ms=50))
-    wait_until(lambda: client.get(job.id).progress is not None)
-    stream = stub_of(client).WatchJob(pb.WatchJobRequest(name=f"namespaces/default/jobs/{job.id}"))
+    job = own_client.submit(quick(make_spec, steps=60, pause_ms=50))
+    wait_until(lambda: own_client.get(job.id).progress is not None)
+    stream = stub_of(own_client).WatchJob(pb.WatchJobRequest(name=f"namespaces/default/jobs/{job.id}"))
     next(stream)
-    assert server.end(signal.SIGTERM) == 0
+    assert own_server.end(signal.SIGTERM) == 0
     with pytest.raises(grpc.RpcError) as ended:
         list(stream)
     assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert "Traceback" not in server.log
-    server.start()
-    assert client.wait(job.id, timeout_s=60).state is State.SUCCEEDED
+    assert "Traceback" not in own_server.log
+    own_server.start()
+    assert own_client.wait(job.id, timeout_s=60).state is State.SUCCEEDED
 
 
 def test_a_port_that_is_taken_and_an_open_address_are_refused_with_the_fix(
@@ -382,7 +407,7 @@ def test_a_port_that_is_taken_and_an_open_address_are_refused_with_the_fix(
         with pytest.raises(kind, match=fix):
             asyncio.run(serve(Settings(home=tmp_path / "other", address=address)))
     with pytest.raises(WrongState, match="owns"):
-        asyncio.run(serve(Settings(home=tmp_path / "home", address="127.0.0.1:0")))
+        asyncio.run(serve(Settings(home=server.home, address="127.0.0.1:0")))
 
 
 def test_nobody_there_is_one_sentence_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,13 +420,14 @@ def test_nobody_there_is_one_sentence_with_the_fix(tmp_path: Path, monkeypatch: 
 
 
 def test_the_client_finds_the_service_that_owns_the_home(
-    server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HONE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HONE_HOME", str(server.home))
     monkeypatch.delenv("HONE_SERVER", raising=False)
     with Client() as client:
         assert client.server == server.address
-        assert list(client.list()) == []
+        with pytest.raises(NotFound):
+            client.get("nothing")
 
 
 def test_a_service_in_this_process_runs_a_job(tmp_path: Path, quick_python: Path, make_spec: MakeSpec) -> None:
@@ -423,7 +449,7 @@ def test_the_client_for_asyncio_has_the_same_methods_and_answers(
     assert public(AsyncClient) == public(Client)
 
     async def everything() -> None:
-        async with AsyncClient(server.address) as other:
+        async with AsyncClient(server.address, namespace=client.namespace) as other:
             assert (await other.plan(quick(make_spec))).runs_here
             job = await other.submit(quick(make_spec))
             events = [event async for event in other.watch(job.id)]
