@@ -13,7 +13,7 @@
     │   └── StorageUnavailable
     └── PermanentError       nobody's request is at fault; a person has to look
         ├── IntegrityError   bytes are not what their manifest says
-        ├── StorageError     the store refuses: credentials, missing bucket, full disk, no right to write
+        ├── StorageError     the store or the database cannot be used: credentials, bucket, full disk, no right
         └── InternalError    a bug of ours
 
 A message says what was wrong, the value, and the fix. `reason` is the stable word that machines read
@@ -142,7 +142,7 @@ class IntegrityError(PermanentError):
 
 
 class StorageError(PermanentError):
-    """The artefact store refuses: wrong credentials, missing bucket, full disk, no right to write."""
+    """The artefact store or the database cannot be used: wrong credentials, missing bucket, full disk, no right."""
 
     reason = "STORAGE_REFUSED"
 

@@ -85,7 +85,7 @@ def owner(home: Path) -> Owner | None:
             if _try_lock(file, fcntl.LOCK_SH):
                 return None
             return _read_owner(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -26,8 +26,7 @@ def new_file(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
     holds the old content or the new. With `exclusive` a `path` that exists raises FileExistsError (link instead of
     rename).
     """
-    with os_errors_as_storage(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    _make_directory(path.parent)
     temporary = path.parent / f"{RESERVED}tmp-{secrets.token_hex(8)}"
     try:
         with os_errors_as_storage(path, expected=FileExistsError if exclusive else None):
@@ -41,6 +40,14 @@ def new_file(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _make_directory(path: Path) -> None:
+    with os_errors_as_storage(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # /proc and its like: there, and closed to new names
+            raise StorageError(f"{path} cannot be made.", fix="Set HONE_STORE to another directory.") from error
 
 
 def sync(path: Path) -> None:

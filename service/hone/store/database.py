@@ -20,7 +20,7 @@ from sqlalchemy.exc import (
     OperationalError,
 )
 
-from hone.errors import HoneError, PermanentError, Unavailable
+from hone.errors import HoneError, PermanentError, StorageError, Unavailable
 from hone.store.migrate import migrate
 
 BUSY_TIMEOUT_MS = 5000
@@ -130,16 +130,16 @@ def _meaning(error: DBAPIError, name: str) -> HoneError:
             fix="Stop the other service or tool that writes to it, or give this one a HONE_HOME of its own.",
         )
     if "not a database" in text or "malformed" in text:
-        return PermanentError(
+        return StorageError(
             f"{name} is not a database that can be read ({cause}).", fix="Restore it from a backup, or move it away."
         )
     if "readonly" in text or "read-only" in text or "unable to open" in text:
-        return PermanentError(
+        return StorageError(
             f"The database {name} cannot be written ({cause}).",
             fix="Give this user the right to write to its directory.",
         )
     if "full" in text or "disk i/o" in text:
-        return PermanentError(f"The disk of the database {name} fails or is full ({cause}).", fix="Free space there.")
+        return StorageError(f"The disk of the database {name} fails or is full ({cause}).", fix="Free space there.")
     if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
         return Unavailable(
             f"The database {name} does not answer ({cause}).", fix="Look at its server; trying again helps."
