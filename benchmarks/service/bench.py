@@ -39,6 +39,7 @@ from hone.rpc.client import Client
 from hone.service import owner
 from hone.spec import JobSpec
 from hone.spec.parse import parse
+from hone.v1 import training_service_pb2 as pb
 from hone.v1 import training_service_pb2_grpc
 
 CONCURRENCY = 16
@@ -113,12 +114,19 @@ async def one_round(address: str, ids: Sequence[str], spec: JobSpec) -> dict[str
             else:
                 await training.CreateJob(creates[number], metadata=metadata)
 
-        await rate_of(lambda number: call("empty", number), 200)
-        await rate_of(lambda number: call("get", number), JOBS)
         found = {}
         for name in random.sample(sorted(CALLS), len(CALLS)):
+            await settled(training)
+            await rate_of(lambda number: call("empty", number), 100)
             found[name] = await rate_of(lambda number, name=name: call(name, number), CALLS[name])  # type: ignore[misc]
         return found
+
+
+async def settled(training: Any) -> None:
+    """Wait until the reconciler has seen to what was created before: that is work of the rate before."""
+    pending = pb.ListJobsRequest(parent="namespaces/made", filter="state = PENDING", page_size=1)
+    while (await training.ListJobs(pending)).jobs:
+        await asyncio.sleep(0.2)
 
 
 async def rate_of(call: Callable[[int], Awaitable[None]], count: int) -> float:
