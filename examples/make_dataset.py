@@ -59,8 +59,8 @@ def main() -> None:
     train, held_out = split_rows(rows)
     if not train or not held_out:
         sys.exit(
-            f"  data      {arguments.source} gives {len(train)} rows for train and {len(held_out)} for eval, and both need "
-            "some: name a larger library with --source (default: the library of this Python)."
+            f"  data      {arguments.source} gives {len(train)} rows for train and {len(held_out)} for eval, "
+            "and both need some: name a larger library with --source (default: the library of this Python)."
         )
     documents = list(documentation(items, held_out))
     write_files(
@@ -210,7 +210,8 @@ def same(text: str) -> str:
 
 def split_rows(rows: Iterable[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Train and eval, by module."""
-    train, held_out = [], []
+    train: list[dict[str, str]] = []
+    held_out: list[dict[str, str]] = []
     for row in rows:
         (held_out if is_held_out(row["module"]) else train).append(row)
     return train, held_out
