@@ -231,7 +231,7 @@ def test_ctrl_c_on_watch_leaves_the_job_running(
 def test_a_watch_goes_on_when_the_command_that_served_it_is_killed(
     request_file: Callable[..., Path], start: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
-    run = start("run", request_file(steps="150", pause_ms="50"))
+    run = start("run", request_file(steps="400", pause_ms="50"))
     read_until(run, "step ")
     watch = start("watch", "demo", "--json")
     read_until(watch, '"progress"')

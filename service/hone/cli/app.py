@@ -76,9 +76,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = answer if isinstance(answer, int) else ExitCode.DONE
         sys.stdout.flush()
         return int(code)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except BrokenPipeError:  # the reader of a pipe has seen enough; how a run ends is then not known
         _close_quietly()
-        return int(ExitCode.DONE)
+        return int(ExitCode.INTERRUPTED if command in ("hone run", "hone watch") else ExitCode.DONE)
     except Exception as error:
         return int(tell(error, command=command, as_json="--json" in arguments))
     except KeyboardInterrupt as error:

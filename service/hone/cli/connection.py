@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from hone.cli.environment import read_settings
 from hone.errors import Unavailable, WrongState
-from hone.job import Event
 
 if TYPE_CHECKING:
+    from hone.job import Event, Job
     from hone.rpc.client import Client
 
 OWNER_STARTS_S = 5.0
@@ -27,7 +27,7 @@ class Connection:
         """The service ends with this command; runs that it started go on by themselves."""
         self.client = self._open()
 
-    def watch(self, job_id: str) -> Iterator[Event]:
+    def watch(self, job_id: str) -> Iterator["Event"]:
         """The job's events to its end, none missed and none doubled, also when the service moves.
 
         A command without a server may talk to the service inside another command; when that one ends, this one goes on
@@ -43,12 +43,26 @@ class Connection:
             except Unavailable:
                 if self._server:
                     raise
-                self._stack.close()
-                self.client = self._open()
+                self._move()
+
+    def get(self, job_id: str) -> "Job":
+        """The job, also when the service moves."""
+        try:
+            return self.client.get(job_id)
+        except Unavailable:
+            if self._server:
+                raise
+            self._move()
+            return self.client.get(job_id)
 
     def close(self) -> None:
         """Close the client, and a service of our own."""
         self._stack.close()
+
+    def _move(self) -> None:
+        """To the service that owns HONE_HOME now, or to one of our own."""
+        self._stack.close()
+        self.client = self._open()
 
     def _open(self) -> "Client":
         from hone.rpc.client import Client

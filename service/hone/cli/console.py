@@ -25,4 +25,10 @@ def remarks() -> Console:
 
 def _console(stream: IO[str]) -> Console:
     width = None if stream.isatty() else UNWRAPPED
-    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    return _Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to app.py, which knows what the exit code is then; rich would end the process with 1."""
+        raise BrokenPipeError

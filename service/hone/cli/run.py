@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from hone.cli.answer import as_data, print_json, print_json_line
-from hone.cli.connection import connect
+from hone.cli.connection import Connection, connect
 from hone.cli.console import answers, remarks
 from hone.cli.failure import ExitCode
 from hone.cli.options import AsJson, JobName, Namespace, Overrides, RequestFile, Server
@@ -39,7 +39,7 @@ def run(
     console = remarks() if as_json else answers()
     with connect(server, namespace) as connection, Interrupts() as interrupts:
         job = _submit(connection.client, spec, file, console)
-        job, was_asked_to_cancel = _to_the_end(connection.client, job, console, interrupts)
+        job, was_asked_to_cancel = _to_the_end(connection, job, console, interrupts)
     if as_json:
         print_json(as_data(job))
     return _exit_code(job, was_asked_to_cancel)
@@ -51,9 +51,9 @@ def watch(job: JobName, as_json: AsJson = False, server: Server = "", namespace:
     Ends with 0 when the job succeeded and 1 when it did not. With --json, one event a line.
     """
     with connect(server, namespace) as connection:
-        found = connection.client.get(job)
+        found = connection.get(job)
         follow = _print_events if as_json else _watch
-        return follow(connection.client, found)
+        return follow(connection, found)
 
 
 def _submit(client: "Client", spec: "JobSpec", file: Path, console: Console) -> "Job":
@@ -72,15 +72,15 @@ def _submit(client: "Client", spec: "JobSpec", file: Path, console: Console) -> 
     return job
 
 
-def _to_the_end(client: "Client", job: "Job", console: Console, interrupts: "Interrupts") -> tuple["Job", bool]:
+def _to_the_end(connection: Connection, job: "Job", console: Console, interrupts: "Interrupts") -> tuple["Job", bool]:
     from hone.cli.ending import print_end
     from hone.cli.follow import display_on, follow
 
     display = display_on(console)
     display.say(f"  {job.namespace}/{job.id}")
-    question = _CancelQuestion(client, job, display, interrupts)
-    story = follow(client.watch(job.id), interrupts, display, on_interrupt=question)
-    job = client.get(job.id)
+    question = _CancelQuestion(connection, job, display, interrupts)
+    story = follow(connection.watch(job.id), interrupts, display, on_interrupt=question)
+    job = connection.get(job.id)
     if job.state.is_terminal:
         print_end(console, job, story)
     else:
@@ -91,8 +91,8 @@ def _to_the_end(client: "Client", job: "Job", console: Console, interrupts: "Int
 class _CancelQuestion:
     """What Ctrl-C does during `hone run`; answers whether to leave without waiting for the end."""
 
-    def __init__(self, client: "Client", job: "Job", display: "Display", interrupts: "Interrupts") -> None:
-        self._client, self._job, self._display, self._interrupts = client, job, display, interrupts
+    def __init__(self, connection: Connection, job: "Job", display: "Display", interrupts: "Interrupts") -> None:
+        self._connection, self._job, self._display, self._interrupts = connection, job, display, interrupts
         self.cancelled = False
 
     def __call__(self) -> bool:
@@ -100,7 +100,7 @@ class _CancelQuestion:
             return True
         if self._is_wanted():
             self.cancelled = True
-            self._client.cancel(self._job.id)
+            self._connection.client.cancel(self._job.id)
             self._display.say("  Cancelling; Ctrl-C once more leaves without waiting.")
         else:
             self._display.say("  Goes on.")
@@ -129,14 +129,14 @@ def _exit_code(job: "Job", was_asked_to_cancel: bool) -> ExitCode:
     return exit_code(job)
 
 
-def _watch(client: "Client", job: "Job") -> ExitCode:
+def _watch(connection: Connection, job: "Job") -> ExitCode:
     from hone.cli.ending import exit_code, print_end
     from hone.cli.follow import Interrupts, display_on, follow
 
     console = answers()
     with Interrupts() as interrupts:
-        story = follow(client.watch(job.id), interrupts, display_on(console), on_interrupt=lambda: True)
-    job = client.get(job.id)
+        story = follow(connection.watch(job.id), interrupts, display_on(console), on_interrupt=lambda: True)
+    job = connection.get(job.id)
     if not job.state.is_terminal:
         console.print(f"\n  Still running. hone watch {job.id} comes back to it; hone cancel {job.id} stops it.")
         return ExitCode.INTERRUPTED
@@ -144,9 +144,9 @@ def _watch(client: "Client", job: "Job") -> ExitCode:
     return exit_code(job)
 
 
-def _print_events(client: "Client", job: "Job") -> ExitCode:
+def _print_events(connection: Connection, job: "Job") -> ExitCode:
     from hone.cli.ending import exit_code
 
-    for event in client.watch(job.id):
+    for event in connection.watch(job.id):
         print_json_line(as_data(event))
-    return exit_code(client.get(job.id))
+    return exit_code(connection.get(job.id))

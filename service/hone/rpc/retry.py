@@ -12,6 +12,8 @@ from hone.errors import Unavailable
 from hone.rpc.status import from_rpc_error
 
 RECONNECTS = 20
+UNIX_RECONNECTS = 3
+"""A unix socket is mostly that of a service inside another command, and does not come back once that has ended."""
 LONGEST_PAUSE_S = 4.0
 
 CALLS: Mapping[str, Any] = {
@@ -24,10 +26,11 @@ CALLS: Mapping[str, Any] = {
 
 
 class Reconnects:
-    """Tries of a watch that was cut: twenty in a row without an answer, over about a minute."""
+    """Tries of a watch that was cut: twenty in a row without an answer, over about a minute; few on a unix socket."""
 
     def __init__(self, address: str) -> None:
         self._address = address
+        self._limit = UNIX_RECONNECTS if address.startswith("unix:") else RECONNECTS
         self._failures = 0
 
     def succeeded(self) -> None:
@@ -38,7 +41,7 @@ class Reconnects:
         """How long to wait before the next try. Raises the typed error where another try is of no use."""
         meaning = from_rpc_error(error, address=self._address)
         self._failures += 1
-        if not isinstance(meaning, Unavailable) or self._failures > RECONNECTS:
+        if not isinstance(meaning, Unavailable) or self._failures > self._limit:
             raise meaning from error
         return min(0.1 * 2.0**self._failures, LONGEST_PAUSE_S) * random.uniform(0.7, 1.3)
 
