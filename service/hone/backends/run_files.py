@@ -42,7 +42,8 @@ class TrainerProcess:
             stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace")
         except OSError:
             return False
-        return int(stat.rpartition(")")[2].split()[19]) == self.start_ticks
+        state, *fields = stat.rpartition(")")[2].split()
+        return state not in "ZX" and int(fields[18]) == self.start_ticks  # a zombie only waits for its parent
 
 
 @dataclass(frozen=True)

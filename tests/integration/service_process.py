@@ -1,0 +1,45 @@
+"""One service in a process of its own, for tests that kill it: `service_process.py SCENARIO SPEC.yaml`.
+
+It does what a caller of that scenario does, once: what an earlier process of the same home did is found by the request
+id. It ends with the state of the job on stdout.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from hone.errors import NotFound
+from hone.jobs import Jobs
+from hone.service import open_service
+from hone.settings import Settings
+from hone.spec.parse import load
+
+
+def main(scenario: str, spec_file: Path) -> None:
+    """Run the scenario to its end."""
+    with open_service(Settings()) as service:
+        jobs = service.jobs
+        state = to_the_end(jobs, spec_file, cancels=scenario == "cancel", deletes=scenario == "delete")
+    sys.stdout.write(state)
+
+
+def to_the_end(jobs: Jobs, spec_file: Path, *, cancels: bool, deletes: bool) -> str:
+    """Submit, perhaps cancel, wait, perhaps delete."""
+    try:
+        job = jobs.create("default", load(spec_file), request_id="the one request")
+        while not (job := jobs.get("default", job.id)).state.is_terminal:
+            if cancels and job.progress and job.progress.step:
+                jobs.cancel("default", job.id)
+            time.sleep(0.05)
+        if not deletes:
+            return str(job.state)
+        jobs.delete("default", job.id, artifacts=True)
+        while True:
+            jobs.get("default", job.id)
+            time.sleep(0.05)
+    except NotFound:
+        return "DELETED"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
