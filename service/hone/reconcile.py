@@ -13,10 +13,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 
 from hone.backends.base import Backend
 from hone.errors import NotFound, TemporaryError
-from hone.steps import Step, World
+from hone.steps import WAITING_POLL_S, Step, World
 from hone.storage import ArtifactStore
 from hone.store import Store
 
@@ -25,6 +26,8 @@ Key = tuple[str, str]
 
 NUM_WORKERS = 8
 MAX_PAUSE_S = 60.0
+NEW = 1
+"""Version of a job that nothing has happened to."""
 _LONGEST_WAIT_S = 30.0
 _log = logging.getLogger(__name__)
 
@@ -35,6 +38,8 @@ class _Visit:
 
     due: float
     version: int = 0
+    is_waiting: bool = False
+    """For room, or for its turn to ask."""
     is_under_way: bool = False
     has_changed: bool = False
     """Its record changed while a step was under way."""
@@ -126,10 +131,15 @@ class Reconciler:
         """Whoever changed since the last step is due now."""
         open_ = self._store.unfinished()
         with self._condition:
+            limit = self._world.backend.max_waiting
+            num_waiting = sum(visit.is_waiting for visit in self._visits.values())
             for namespace, job_id, version in open_:
                 visit = self._visits.get((namespace, job_id))
                 if visit is None:
-                    self._visits[(namespace, job_id)] = _Visit(due=0.0, version=version)
+                    held = limit is not None and num_waiting >= limit and version == NEW
+                    num_waiting += held
+                    due = time.monotonic() + WAITING_POLL_S if held else 0.0
+                    self._visits[(namespace, job_id)] = _Visit(due=due, version=version, is_waiting=held)
                 elif visit.is_under_way:
                     visit.has_changed = True
                 elif visit.version != version:
@@ -166,6 +176,7 @@ class Reconciler:
                 self._let_others_try()
             else:
                 visit.due = time.monotonic() + pause
+                visit.is_waiting = pause == WAITING_POLL_S
             self._is_dirty = self._is_dirty or visit.has_changed
             visit.is_under_way = visit.has_changed = False
             self._condition.notify()
@@ -175,7 +186,7 @@ class Reconciler:
         return float(min(2.0 ** (visit.failures - 1), MAX_PAUSE_S))
 
     def _let_others_try(self) -> None:
-        """Something ended, so there may be room."""
-        for other in self._visits.values():
-            if not other.failures:
-                other.due = 0.0
+        """Something ended, so there may be room for those that wait longest."""
+        waiting = (visit for visit in self._visits.values() if visit.is_waiting and not visit.is_under_way)
+        for visit in islice(waiting, self._world.backend.max_waiting):
+            visit.due = 0.0

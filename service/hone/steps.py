@@ -20,7 +20,7 @@ from hone.store import Change, Store, output_of
 
 RUNNING_POLL_S = 0.5
 """Between two looks at something that runs."""
-WAITING_POLL_S = 5.0
+WAITING_POLL_S = 30.0
 """Between two looks at something that waits for room; the end of another job wakes it sooner."""
 _RETRIED = frozenset({FailureClass.INFRA, FailureClass.PREEMPTED})
 
@@ -103,12 +103,13 @@ class Step:
             seen = self.world.backend.ensure(run, self.job.plan)
         if seen.events:
             self._store_events(attempt, seen)
-            return 0.0 if seen.phase in (Phase.SUCCEEDED, Phase.FAILED) else RUNNING_POLL_S
+            if seen.phase in (Phase.SUCCEEDED, Phase.FAILED):
+                return 0.0  # there may be more of them
         if seen.phase == Phase.SUCCEEDED:
             return self._succeed(attempt, seen)
         if seen.phase == Phase.FAILED:
             return self._end_attempt(attempt, seen)
-        return self._note_phase(attempt, seen)
+        return self._wait(attempt, seen) if seen.phase == Phase.WAITING else self._watch(attempt, seen)
 
     def _store_events(self, attempt: Attempt, seen: Observation) -> None:
         with self._change() as change:
@@ -117,15 +118,17 @@ class Step:
             change.store_events(attempt.number, seen.events)
         crash_point("events-stored")
 
-    def _note_phase(self, attempt: Attempt, seen: Observation) -> float:
-        if seen.phase == Phase.WAITING:
-            if (self.job.state, self.job.state_reason) != (State.QUEUED, seen.reason):
-                with self._change() as change:
-                    change.update_attempt(attempt.number, state=State.QUEUED)
-                    if (change.job.state, State.QUEUED) in TRANSITIONS or change.job.state == State.QUEUED:
-                        change.to_state(State.QUEUED, seen.reason)
-            return WAITING_POLL_S
-        if (self.job.state, attempt.state) != (State.RUNNING, State.RUNNING) or seen.start_time != attempt.start_time:
+    def _wait(self, attempt: Attempt, seen: Observation) -> float:
+        if (self.job.state, self.job.state_reason) != (State.QUEUED, seen.reason):
+            with self._change() as change:
+                change.update_attempt(attempt.number, state=State.QUEUED)
+                if (change.job.state, State.QUEUED) in TRANSITIONS or change.job.state == State.QUEUED:
+                    change.to_state(State.QUEUED, seen.reason)
+        return WAITING_POLL_S
+
+    def _watch(self, attempt: Attempt, seen: Observation) -> float:
+        known = self.job.attempts[-1]
+        if (self.job.state, known.state, known.start_time) != (State.RUNNING, State.RUNNING, seen.start_time):
             with self._change() as change:
                 self._to_running(change, attempt, seen)
         if self._is_too_late(seen):

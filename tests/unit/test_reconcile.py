@@ -38,6 +38,7 @@ class Cluster:
     """A backend whose attempts go as the test says; `seen` is what is there, by attempt."""
 
     name: str = "cluster"
+    max_waiting: int | None = None
     seen: dict[int, Observation] = field(default_factory=dict)
     events: dict[int, list[Event]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
@@ -201,6 +202,20 @@ def test_the_deadline_ends_an_attempt(house: House, make_spec: MakeSpec) -> None
     job = house.step_until(job, State.FAILED)
     assert job.failure and job.failure.failure_class == FailureClass.USER
     assert "deadline of 60 s" in job.failure.message
+
+
+def test_the_deadline_is_met_however_much_the_trainer_has_to_tell(
+    cluster: tuple[House, Cluster], make_spec: MakeSpec
+) -> None:
+    house, backend = cluster
+    job = house.jobs.create("default", make_spec(scheduling={"deadline": 60}))
+    backend.seen = {1: Observation(phase=Phase.RUNNING, start_time=NOW)}
+    backend.events = {1: [reported(seq, step=seq) for seq in range(1, 100)]}
+    house.step(job, times=3)
+    assert "stop 1" not in backend.calls
+    house.now += timedelta(seconds=60)
+    house.step(job)
+    assert "stop 1" in backend.calls
 
 
 def test_deletion_takes_the_run_and_leaves_the_outputs(house: House, make_spec: MakeSpec, tmp_path: Path) -> None:
@@ -423,6 +438,26 @@ def test_a_cancellation_is_seen_at_once_though_the_next_look_is_far(running: Hou
     for job in full:
         running.jobs.cancel("default", job.id)
     wait_for(lambda: all(running.jobs.get("default", job.id).state == State.CANCELLED for job in full))
+
+
+def test_jobs_behind_a_long_queue_stay_unasked_and_can_be_cancelled(tmp_path: Path, make_spec: MakeSpec) -> None:
+    backend = Cluster(max_waiting=2)
+    house = House(tmp_path, backend)
+    house.reconciler.start()
+    spec = make_spec()
+    jobs = [house.jobs.create("default", spec, job_id=f"demo-{number}") for number in range(2)]
+    wait_for(lambda: all(house.jobs.get("default", job.id).state == State.QUEUED for job in jobs))
+    behind = [house.jobs.create("default", spec, job_id=f"late-{number}") for number in range(3)]
+    time.sleep(0.3)
+    assert {house.jobs.get("default", job.id).state for job in behind} == {State.PENDING}
+    house.jobs.cancel("default", behind[2].id)
+    wait_for(lambda: house.jobs.get("default", behind[2].id).state == State.CANCELLED)
+    for job in (*jobs, *behind[:2]):  # who goes makes the way free for the next
+        house.jobs.cancel("default", job.id)
+        backend.seen = dict.fromkeys(backend.seen, failed(FailureClass.PREEMPTED))
+    wait_for(lambda: all(job.state == State.CANCELLED for job in house.jobs.list("default").jobs))
+    house.reconciler.stop()
+    house.store.close()
 
 
 def test_the_thread_does_nothing_while_there_is_nothing_to_do(running: House) -> None:

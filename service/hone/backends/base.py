@@ -47,6 +47,9 @@ class Backend(Protocol):
     """Starts, watches and stops attempts. Every call may be repeated and answers the same."""
 
     name: str
+    max_waiting: int | None
+    """How many attempts that found no room are asked for again and again; the jobs behind them stay PENDING unasked.
+    None: all of them, where the backend keeps a queue of its own."""
 
     def check(self, planned: Planned) -> None:
         """Refuse, before anything is recorded, what cannot run here: no such hardware, inputs that are not there.

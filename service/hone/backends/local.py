@@ -39,6 +39,7 @@ class LocalBackend:
     """Starts, watches and stops trainers on this machine. Safe to use from several threads."""
 
     name = "local"
+    max_waiting: int | None = 16
 
     def __init__(
         self,
