@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from hone.cli.console import remarks
 from hone.cli.environment import read_settings
 from hone.errors import Unavailable, WrongState
 
@@ -25,7 +26,8 @@ class Connection:
         self._stack = ExitStack()
         self.in_this_process = False
         """The service ends with this command; runs that it started go on by themselves."""
-        self.client = self._open()
+        with remarks().status("opening the service …"):
+            self.client = self._open()
 
     def watch(self, job_id: str) -> Iterator["Event"]:
         """The job's events to its end, none missed and none doubled, also when the service moves.

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from hone.cli import quantities as q
 from hone.cli.ending import outputs_table, print_failure
-from hone.cli.plan import batch_text, launch_text
+from hone.cli.plan import batch_text, launch_text, source_text
 from hone.job import Attempt, Job, State
 
 MODEL_WIDTH = 22
@@ -90,8 +90,8 @@ def _facts(job: Job, now: datetime) -> list[tuple[str, str]]:
     share = q.share(plan.trainable_parameters, plan.parameters)
     return [
         ("method", f"{job.method}, {adapter}: {q.count(plan.trainable_parameters)} trained ({share})"),
-        ("model", spec.model.source),
-        *([("data", spec.dataset.source)] if spec.dataset else []),
+        ("model", source_text(spec.model.source)),
+        *([("data", source_text(spec.dataset.source))] if spec.dataset else []),
         ("training", f"{length}{rate}"),
         ("batch", batch_text(plan.launch)),
         ("launch", launch_text(plan.launch)),
@@ -107,7 +107,7 @@ def _facts(job: Job, now: datetime) -> list[tuple[str, str]]:
 def _attempts(job: Job, now: datetime) -> Table:
     table = Table.grid(padding=(0, 2))
     for attempt in job.attempts:
-        table.add_row("", f"{attempt.number}", str(attempt.state), _lasted(attempt, now), _why(attempt))
+        table.add_row("  ", f"{attempt.number}", str(attempt.state), _lasted(attempt, now), _why(attempt))
     return table
 
 

@@ -73,6 +73,14 @@ def print_plan(console: Console, spec: "JobSpec", plan: "Plan", *, explain: bool
     console.print(facts)
 
 
+def source_text(source: str) -> str:
+    """As people call it: the Hub's name, a path from here where it is below here, else the whole."""
+    scheme, _, place = source.partition("://")
+    if scheme == "file" and Path(place).is_relative_to(Path.cwd()):
+        return str(Path(place).relative_to(Path.cwd()))
+    return place if scheme in ("hf", "file") else source
+
+
 def batch_text(launch: "Launch") -> str:
     """`4 rows × 4 accumulated × 1 GPU = 16`."""
     rows = "row" if launch.micro_batch_size == 1 else "rows"
@@ -151,7 +159,7 @@ def _facts(spec: "JobSpec", plan: "Plan") -> list[tuple[str, str]]:
     trained = f"{q.count(plan.trainable_parameters)} trained ({q.share(plan.trainable_parameters, plan.parameters)})"
     outputs = ", ".join(f"{kind} {q.size(size)}" for kind, size in plan.output_bytes.items())
     facts = [
-        ("model", f"{_source(spec.model.source)}   {q.count(plan.parameters)} parameters, {trained}"),
+        ("model", f"{source_text(spec.model.source)}   {q.count(plan.parameters)} parameters, {trained}"),
         ("data", _data(spec)),
         ("batch", batch_text(launch)),
         ("launch", launch_text(launch)),
@@ -165,16 +173,12 @@ def _facts(spec: "JobSpec", plan: "Plan") -> list[tuple[str, str]]:
     return [(name, fact) for name, fact in facts if fact]
 
 
-def _source(source: str) -> str:
-    return source.removeprefix("hf://")
-
-
 def _data(spec: "JobSpec") -> str:
     if spec.dataset is None:
         return ""
     packing = " · packed" if spec.method.sft and spec.method.sft.packing else ""
     length = f" · up to {q.count(spec.method.sft.max_length)} tokens a row" if spec.method.sft else ""
-    return f"{_source(spec.dataset.source)} ({spec.dataset.split}){length}{packing}"
+    return f"{source_text(spec.dataset.source)} ({spec.dataset.split}){length}{packing}"
 
 
 def _time(plan: "Plan") -> str:
