@@ -21,6 +21,7 @@ from sqlalchemy.exc import (
 )
 
 from hone.errors import HoneError, PermanentError, StorageError, Unavailable
+from hone.store.commits import SharedCommits
 from hone.store.migrate import migrate
 
 BUSY_TIMEOUT_MS = 5000
@@ -34,10 +35,10 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.name = _without_password(url)
-        self._writer = Lock()
         self._quick_lock = Lock()
         self._quick: Connection | None = None
         self._engine = _engine(url)
+        self._commits = SharedCommits(self._engine.execution_options(**_WRITES))
         self.is_sqlite = self._engine.dialect.name == "sqlite"
         with self._mapped():
             migrate(self._engine)
@@ -50,8 +51,8 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction, committed at the end; one at a time in this process."""
-        with self._writer, self._mapped(), self._engine.execution_options(**_WRITES).begin() as connection:
+        """One transaction, durable at the end of the block. Threads that write at the same time share the commit."""
+        with self._mapped(), self._commits.write() as connection:
             yield connection
 
     def read_row(self, statement: Any, values: dict[str, Any]) -> Any:

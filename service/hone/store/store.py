@@ -25,11 +25,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from hone.crash import crash_point
-from hone.errors import AlreadyExists, NotFound, RequestIdReused, UserError
+from hone.errors import AlreadyExists, NotFound, RequestIdReused
 from hone.job import Event, EventType, Job
 from hone.store.change import Change
 from hone.store.database import Database
-from hone.store.grouped import Grouped
 from hone.store.rows import (
     attempt_row,
     changing_columns,
@@ -69,7 +68,6 @@ class Store:
         self._database = Database(database_url)
         self._upsert = sqlite.insert if self._database.is_sqlite else postgresql.insert
         self._subscribers: tuple[Callable[[str], None], ...] = ()
-        self._creation = Grouped(self._create_all)
 
     def close(self) -> None:
         """Give connections back."""
@@ -93,9 +91,27 @@ class Store:
         Raises AlreadyExists when the id is or was taken, RequestIdReused when the request had another body.
         """
         crash_point("create-before-commit")
-        made = self._creation.do((job, request))
+        with self._database.write() as connection:
+            if request and (earlier := self._earlier(connection, job.namespace, request)):
+                return earlier
+            row = job_row(job)
+            try:
+                connection.execute(insert(jobs), row)
+            except IntegrityError as error:
+                raise AlreadyExists(
+                    f"Job id {job.id!r} is taken, or was; ids are not used again.", fix="Choose another, or none."
+                ) from error
+            if labels := job.requested_spec.labels:
+                rows = [{"job_uid": job.uid, "key": key, "value": value} for key, value in labels.items()]
+                connection.execute(insert(job_labels), rows)
+            if request:
+                self._keep_request(connection, job, request)
+            fields = {"state": str(job.state), "reason": job.state_reason}
+            first = Event(seq=0, time=job.create_time, type=EventType.STATE, message=job.state_reason, fields=fields)
+            self._write_events(connection, job, [(first, None)])
         crash_point("create-after-commit")
-        return made
+        self._tell(job.namespace)
+        return job
 
     def requested(self, namespace: str, request: Request) -> Job | None:
         """The job that this request made before. Raises RequestIdReused."""
@@ -238,39 +254,6 @@ class Store:
             chosen.append(step <= max_step)
         with self._database.read() as connection:
             return [to_event(row) for row in connection.execute(select(events).where(*chosen).order_by(events.c.seq))]
-
-    def _create_all(self, wanted: Sequence[tuple[Job, Request | None]]) -> list[Job | Exception]:
-        """Jobs that came at the same time share a transaction: most of its time is the disk's."""
-        made: list[Job | Exception] = []
-        with self._database.write() as connection:
-            for job, request in wanted:
-                try:
-                    with connection.begin_nested():
-                        made.append(self._create(connection, job, request))
-                except UserError as error:
-                    made.append(error)
-        for namespace in {job.namespace for job in made if isinstance(job, Job)}:
-            self._tell(namespace)
-        return made
-
-    def _create(self, connection: Connection, job: Job, request: Request | None) -> Job:
-        if request and (earlier := self._earlier(connection, job.namespace, request)):
-            return earlier
-        try:
-            connection.execute(insert(jobs), job_row(job))
-        except IntegrityError as error:
-            raise AlreadyExists(
-                f"Job id {job.id!r} is taken, or was; ids are not used again.", fix="Choose another, or none."
-            ) from error
-        if labels := job.requested_spec.labels:
-            rows = [{"job_uid": job.uid, "key": key, "value": value} for key, value in labels.items()]
-            connection.execute(insert(job_labels), rows)
-        if request:
-            self._keep_request(connection, job, request)
-        fields = {"state": str(job.state), "reason": job.state_reason}
-        first = Event(seq=0, time=job.create_time, type=EventType.STATE, message=job.state_reason, fields=fields)
-        self._write_events(connection, job, [(first, None)])
-        return job
 
     def _earlier(self, connection: Connection, namespace: str, request: Request) -> Job | None:
         chosen = and_(request_ids.c.namespace == namespace, request_ids.c.request_id == request.id)
