@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_row_is_named_before_anything_is_loaded(tokenizer: Any, tmp_path: Path, name: str) -> None:
     bad, expected = BAD[name]
-    rows = [*GOOD[:2], bad, *GOOD[2:]]
+    rows: list[Mapping[str, Any]] = [*GOOD[:2], bad, *GOOD[2:]]
     path = write(tmp_path / "rows.jsonl", rows)
     dataset, method = Dataset(source="file:///rows.jsonl"), Sft()
     train, _ = split_rows(dataset, path, None, seed=1, max_eval_rows=None)
@@ -106,7 +107,7 @@ def test_packed_rows_are_the_same_tokens_as_unpacked_ones(tokenizer: Any, tmp_pa
     apart = {tuple(row["input_ids"]) for row in plain.train.to_pylist()}
     for sequence in packed.train.to_pylist():
         borders = np.cumsum([0, *sequence["seq_lengths"]])
-        for start, stop in zip(borders, borders[1:], strict=False):
+        for start, stop in pairwise(borders):
             assert tuple(sequence["input_ids"][start:stop]) in apart
             assert sequence["labels"][start] == -100
     assert packed.train_counts.packing_fill == pytest.approx(

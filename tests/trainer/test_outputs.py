@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import MakeAttempt, RunHere, make_model
 from hone.errors import IntegrityError
 from hone_trainer.outputs import compare, stored_dtype
+
+from .conftest import MakeAttempt, RunHere, make_model
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
@@ -106,9 +107,9 @@ def test_files_that_differ_from_what_was_trained_are_found(tmp_path: Path) -> No
     compare(tensor, {"a": torch.ones(2)}, where=tmp_path)
     with pytest.raises(IntegrityError, match="holds 2 tensors, 1 were trained: b"):
         compare(tensor, {"a": torch.ones(2), "b": torch.ones(1)}, where=tmp_path)
-    with pytest.raises(IntegrityError, match="a in .* is not what was trained"):
+    with pytest.raises(IntegrityError, match=r"a in .* is not what was trained"):
         compare(tensor, {"a": torch.zeros(2)}, where=tmp_path)
-    with pytest.raises(IntegrityError, match="a in .* is not what was trained"):
+    with pytest.raises(IntegrityError, match=r"a in .* is not what was trained"):
         compare(tensor, {"a": torch.ones(3)}, where=tmp_path)
     with pytest.raises(IntegrityError, match="not finite"):
         compare({"a": torch.tensor([math.inf])}, {"a": torch.tensor([math.inf])}, where=tmp_path)

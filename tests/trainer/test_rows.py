@@ -101,7 +101,7 @@ def test_a_file_that_cannot_be_read_is_a_fault_of_the_data(tmp_path: Path, name:
 
 
 def test_an_empty_directory_is_a_fault_of_the_data(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="is empty: no .jsonl") as caught:
+    with pytest.raises(RunFailed, match=r"is empty: no \.jsonl") as caught:
         open_rows(tmp_path, source="x", split="train")
     assert caught.value.code == TrainerExit.DATA
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import Attempt, MakeAttempt, RunHere, make_model, reversals, write_rows
 from hone.run import TrainerExit
 from hone_trainer.failure import RunFailed
+
+from .conftest import Attempt, MakeAttempt, RunHere, make_model, reversals, write_rows
 
 POISON, POISONED_TOKEN = "v", 88
 """A letter that is in no other row, and its token."""
@@ -136,7 +137,8 @@ def test_evaluations_come_at_the_start_in_between_and_at_the_end(make_attempt: M
 
 @pytest.fixture
 def worsening(tmp_path: Path) -> dict[str, Any]:
-    """Evaluation rows whose answers hold no letter that is trained on: the more is learned, the less likely they are."""
+    """Evaluation rows whose answers hold no letter that is trained on: the more is learned, the less likely they
+    are."""
     file = write_rows(tmp_path / "other.jsonl", [{"prompt": "reverse ab = ", "completion": "~#~#"}] * 4)
     evaluation = {"steps": 2, "at_start": True, "keep_best": True}
     return {"dataset": {"eval_source": f"file://{file}"}, "training": {"max_steps": 8, "eval": evaluation}}
@@ -157,7 +159,7 @@ def test_it_stops_when_the_loss_no_longer_falls(
 ) -> None:
     worsening["training"]["eval"]["early_stopping_patience"] = 2
     attempt = run_here(make_attempt(worsening))
-    best = min(evals(attempt), key=lambda found: found[1])[0]
+    best = min(evals(attempt)[:-1], key=lambda found: found[1])[0]
     assert best is not None
     assert attempt.events("progress")[-1].step == best + 4 < 8
     assert any(event.message.startswith("Stopping early") for event in attempt.events("note"))
@@ -201,10 +203,10 @@ def test_packed_losses_equal_unpacked_ones_and_rows_do_not_see_each_other(tiny_m
     texts = [tokenizer(row["prompt"] + row["completion"])["input_ids"] for row in reversals(6)]
     apart = [{"input_ids": ids, "labels": ids, "rows": [1]} for ids in texts]
     groups = [texts[:4], texts[4:]]
-    together = [
-        {"input_ids": sum(group, []), "labels": sum(group, []), "seq_lengths": [len(ids) for ids in group], "rows": [1]}
-        for group in groups
-    ]
+    together = []
+    for group in groups:
+        flat = [token for ids in group for token in ids]
+        together.append({"input_ids": flat, "labels": flat, "seq_lengths": [len(ids) for ids in group], "rows": [1]})
 
     def logits(batch: dict[str, Any]) -> torch.Tensor:
         inputs = {
@@ -271,7 +273,7 @@ def test_losses_are_those_of_trl_on_the_same_rows(
             disable_tqdm=True,
             activation_checkpointing=False,
             dataloader_pin_memory=False,
-        ),  # fmt: skip
+        ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )

@@ -15,6 +15,7 @@ from hone.job import Failure, FailureClass
 from hone.run import FAILURE_CLASSES, RunDirectory, TrainerExit
 
 LOG_TAIL_LINES = 20
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "gloo/transport")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -34,6 +35,8 @@ def classify(error: BaseException) -> RunFailed:
         return RunFailed(_code_of(error), error.message, fix=error.fix)
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return RunFailed(TrainerExit.OUT_OF_MEMORY, f"Out of memory: {_first_line(error)}", fix=_MEMORY_FIX)
+    if _is_lost_peer(error):
+        return RunFailed(TrainerExit.WORKER_DIED, f"Another rank went away: {_first_line(error)}", fix=_AGAIN)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = error.filename or "the scratch directory"
         return RunFailed(
@@ -55,6 +58,9 @@ _MEMORY_FIX = (
 )
 
 
+_AGAIN = "Run it again; look at the machine's log when it repeats."
+
+
 def _code_of(error: HoneError) -> TrainerExit:
     if isinstance(error, UserError):
         return TrainerExit.USER
@@ -67,6 +73,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """A collective that failed because of somebody else: the cause is to be looked for in the other ranks."""
+    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_PEER)
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -107,22 +120,22 @@ def read_error(directory: RunDirectory, rank: int) -> Failure | None:
 def worker_died(directory: RunDirectory, *, rank: int, signal_number: int) -> Failure:
     """The record of a worker that was killed from outside."""
     name = signal.Signals(signal_number).name
-    fix = "Run it again; look at the machine's log when it repeats."
+    fix = _AGAIN
     if signal_number == signal.SIGKILL:
         fix = "SIGKILL without a word is often the kernel's out-of-memory killer: look at dmesg, lower the memory need."
     error = RunFailed(TrainerExit.WORKER_DIED, f"The worker of rank {rank} was killed by {name}.", fix=fix)
     return failure_of(error, rank=rank, log_tail=log_tail(directory.log(rank)))
 
 
-def log_tail(path: Path) -> tuple[str, ...]:
+def log_tail(path: Path, *, lines: int = LOG_TAIL_LINES) -> tuple[str, ...]:
     """The last lines of a log; empty when there is none."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 16_384))
+            file.seek(max(0, path.stat().st_size - 32_768))
             text = file.read().decode("utf-8", "replace")
     except FileNotFoundError:
         return ()
-    return tuple(text.splitlines()[-LOG_TAIL_LINES:])
+    return tuple(text.splitlines()[-lines:])
 
 
 def failure_to_json(failure: Failure) -> dict[str, object]:

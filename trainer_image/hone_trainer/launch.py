@@ -80,6 +80,5 @@ def threads(launch: Launch) -> int:
 
 def killed_rank(lines: tuple[str, ...]) -> tuple[int, int] | None:
     """Rank and signal of a worker that was killed, from torchrun's last words; None when they name none."""
-    text = "\n".join(lines)
-    found = re.search(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*-(\d+)", text, re.DOTALL)
+    found = re.search(r"rank\s*:\s*(\d+) .*\n.*exitcode\s*:\s*-(\d+)", "\n".join(lines))
     return (int(found[1]), int(found[2])) if found else None

@@ -207,27 +207,32 @@ def _pass_on(child: "subprocess.Popen[bytes]", directory: RunDirectory, run: Run
 
 
 def _outcome(directory: RunDirectory, run: Run, code: int, *, asked_to_stop: bool) -> Failure | None:
-    """Why the workers ended. The earliest error file is the cause; the other ranks fell with it."""
+    """Why the workers ended: the first error of a rank's own, or a rank that was killed, or what its peers saw."""
     if code == 0:
         if (directory.scratch / "worker.json").exists():
             return None
         raise RunFailed(TrainerExit.INTERNAL, "The workers ended without an error and without a result.")
-    ranks = range(run.launch.world_size)
-    told = sorted((directory.error(rank).stat().st_mtime_ns, rank) for rank in ranks if directory.error(rank).exists())
-    for _, rank in told:
-        if failure := read_error(directory, rank):
-            return failure
+    told = _told(directory, run)
+    own = [failure for failure in told if failure.exit_code != TrainerExit.WORKER_DIED]
+    if own:
+        return own[0]
     if asked_to_stop:
         return failure_of(_interrupted())
-    return _silent_end(directory, run, code)
+    killed = (0, -code) if code < 0 else launch.killed_rank(log_tail(directory.trainer_log, lines=200))
+    if killed:
+        return worker_died(directory, rank=killed[0], signal_number=killed[1])
+    return told[0] if told else _silent_end(directory, run, code)
+
+
+def _told(directory: RunDirectory, run: Run) -> list[Failure]:
+    """What the ranks said, the earliest first."""
+    files = {rank: directory.error(rank) for rank in range(run.launch.world_size)}
+    times = sorted((file.stat().st_mtime_ns, rank) for rank, file in files.items() if file.exists())
+    return [failure for _, rank in times if (failure := read_error(directory, rank))]
 
 
 def _silent_end(directory: RunDirectory, run: Run, code: int) -> Failure:
-    """A worker ended and said nothing: killed, or it fell before it could speak."""
-    if code < 0:
-        return worker_died(directory, rank=0, signal_number=-code)
-    if killed := launch.killed_rank(log_tail(directory.trainer_log)):
-        return worker_died(directory, rank=killed[0], signal_number=killed[1])
+    """A worker fell before it could speak."""
     log = directory.log(0) if run.launch.launcher == "direct" else directory.trainer_log
     error = RunFailed(
         TrainerExit.INTERNAL, f"The workers ended with code {code} before they could say why.", fix=f"Read {log}."
