@@ -10,7 +10,7 @@ insert" is one row a transaction on the same disk with the same settings and no 
 0.50, Create at least 0.25 of the empty call.
 
 Watchers: the trainer's own event file with a method that computes for 50 ms a step; blocks with 0 and with 100 watchers
-in the order A-B-B-A; the ratio of their step times with a bootstrap confidence interval.
+in the order A-B-B-A-A-B-B-A; the ratio of their step times with a bootstrap confidence interval.
 """
 
 import asyncio
@@ -101,7 +101,7 @@ async def one_round(address: str, ids: Sequence[str], spec: JobSpec) -> dict[str
     """Calls a second of each kind."""
     async with grpc.aio.insecure_channel(address, options=channel_options(address)) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
-        training: Any = training_service_pb2_grpc.TrainingServiceStub(channel)
+        training: Any = training_service_pb2_grpc.TrainingServiceStub(channel)  # type: ignore[no-untyped-call]
         gets = [calls.get("warm", job).request for job in ids]
         creates = [calls.submit("made", spec).request for _ in range(CALLS["create"])]
         metadata = client_metadata()
@@ -156,23 +156,23 @@ def bare_inserts(path: Path, count: int) -> float:
 
 def watchers(place: Path) -> int:
     """Print the step time with and without watchers, and their ratio."""
-    steps = 8 * STEPS_PER_BLOCK
+    steps = 40 * STEPS_PER_BLOCK
     worker = Path(__file__).with_name("steady_trainer.py")
     times = place / "times.jsonl"
     os.environ["HONE_BENCH_TIMES"] = str(times)
-    with server(place / "home", script(place, f'exec "{sys.executable}" "{worker}" "$@"')) as address:
-        with Client(address) as client:
-            job = client.submit(request(place, labels={"steps": str(steps)}))
-            blocks: dict[bool, list[float]] = {False: [], True: []}
-            wait_for(times, 10)
-            for watched in (False, True, True, False, False, True):
-                with crowd(address, job.id, WATCHERS if watched else 0):
-                    first = lines(times)
-                    wait_for(times, first + STEPS_PER_BLOCK)
-                    found = [json.loads(line) for line in times.read_text().splitlines()]
-                    blocks[watched] += found[first : first + STEPS_PER_BLOCK]
-            client.cancel(job.id)
-            client.wait(job.id, timeout_s=60)
+    trainer = script(place, f'exec "{sys.executable}" "{worker}" "$@"')
+    blocks: dict[bool, list[float]] = {False: [], True: []}
+    with server(place / "home", trainer) as address, Client(address) as client:
+        job = client.submit(request(place, labels={"steps": str(steps)}))
+        wait_for(times, 10)
+        for watched in (False, True, True, False, False, True, True, False):
+            with crowd(address, job.id, WATCHERS if watched else 0):
+                first = lines(times)
+                wait_for(times, first + STEPS_PER_BLOCK)
+                found = [json.loads(line) for line in times.read_text().splitlines()]
+                blocks[watched] += found[first : first + STEPS_PER_BLOCK]
+        client.cancel(job.id)
+        client.wait(job.id, timeout_s=60)
     without, with_them = blocks[False], blocks[True]
     ratio = statistics.median(with_them) / statistics.median(without)
     draws = sorted(
@@ -250,10 +250,10 @@ def server(home: Path, trainer_python: Path) -> Iterator[str]:
         "HONE_GRACE_S": "1",
     }
     process = subprocess.Popen([sys.executable, "-c", _SERVE], env=environment)
+    while not ((found := owner(home)) and found.address):
+        assert process.poll() is None, "the server did not start"
+        time.sleep(0.05)
     try:
-        while not ((found := owner(home)) and found.address):
-            assert process.poll() is None, "the server did not start"
-            time.sleep(0.05)
         yield found.address
     finally:
         with Client(found.address, namespace="warm") as client:

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from typing import Any
 
 import grpc
 
@@ -17,7 +18,7 @@ async def main(address: str, job: str, count: int) -> None:
     """Watch until SIGTERM."""
     read = 0
     async with grpc.aio.insecure_channel(address, options=channel_options(address)) as channel:
-        stub = training_service_pb2_grpc.TrainingServiceStub(channel)
+        stub: Any = training_service_pb2_grpc.TrainingServiceStub(channel)  # type: ignore[no-untyped-call]
         connected = asyncio.Semaphore(0)
 
         async def watch() -> None:

@@ -318,7 +318,7 @@ def test_every_error_has_its_code_and_its_reason(client: Client) -> None:
             answer = getattr(stub, method)(request)
             list(answer) if method.startswith(("Watch", "Stream")) else answer
         assert failed.value.code().name == code, method
-        found = status_pb2.Status.FromString(dict(failed.value.trailing_metadata())[DETAILS_KEY])
+        found = status_pb2.Status.FromString(details_of(failed.value))
         info = error_details_pb2.ErrorInfo()
         assert found.details[0].Unpack(info) and info.reason == reason, method
 
@@ -332,17 +332,17 @@ def test_what_a_later_version_serves_is_refused_and_nothing_is_recorded(client: 
 def test_files_of_another_machine_are_refused_with_the_fix(client: Client, make_spec: MakeSpec) -> None:
     from hone.rpc import calls
 
-    call = calls.submit("default", quick(make_spec))
+    request: Any = calls.submit("default", quick(make_spec)).request
     with pytest.raises(grpc.RpcError) as refused:
-        stub_of(client).CreateJob(call.request, metadata=((MACHINE_KEY, "another"),))
+        stub_of(client).CreateJob(request, metadata=((MACHINE_KEY, "another"),))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    found = status_pb2.Status.FromString(dict(refused.value.trailing_metadata())[DETAILS_KEY])
+    found = status_pb2.Status.FromString(details_of(refused.value))
     bad = error_details_pb2.BadRequest()
     assert any(detail.Unpack(bad) for detail in found.details)
     assert {violation.field for violation in bad.field_violations} == {"model.source", "dataset.source"}
     assert all("s3://" in violation.description for violation in bad.field_violations)
     answer = stub_of(client).PlanJob(
-        pb.PlanJobRequest(parent="namespaces/default", spec=call.request.spec), metadata=((MACHINE_KEY, "another"),)
+        pb.PlanJobRequest(parent="namespaces/default", spec=request.spec), metadata=((MACHINE_KEY, "another"),)
     )
     assert {violation.path for violation in answer.violations} == {"model.source", "dataset.source"}
 
@@ -368,7 +368,7 @@ def test_the_server_says_that_it_serves_and_describes_itself(server: ServerProce
     from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
     with grpc.insecure_channel(server.address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+        stub = health_pb2_grpc.HealthStub(channel)
         for name in ("", "hone.v1.TrainingService", "hone.v1.ReportService"):
             answer = stub.Check(health_pb2.HealthCheckRequest(service=name))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -465,6 +465,11 @@ def test_the_client_for_asyncio_has_the_same_methods_and_answers(
             assert (await other.delete(job.id)).delete_time is not None
 
     asyncio.run(everything())
+
+
+def details_of(error: Any) -> bytes:
+    found: bytes = dict(error.trailing_metadata())[DETAILS_KEY]
+    return found
 
 
 def stub_of(client: Client) -> Any:

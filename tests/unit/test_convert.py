@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +25,7 @@ from hone.v1 import training_service_pb2 as pb
 NOW = datetime(2026, 11, 24, 1, 2, 3, 456789, tzinfo=UTC)
 
 
-def parts(part: type[Part], message: Descriptor) -> Iterator[tuple[type[Part], Descriptor]]:
+def parts(part: type[Part], message: Any) -> Iterator[tuple[type[Part], Any]]:
     """Every part of the request with its message."""
     yield part, message
     for name, field in part.model_fields.items():
@@ -37,7 +37,7 @@ def parts(part: type[Part], message: Descriptor) -> Iterator[tuple[type[Part], D
     ("part", "message"),
     [pytest.param(*pair, id=pair[1].name) for pair in parts(JobSpec, spec_pb2.JobSpec.DESCRIPTOR)],
 )
-def test_every_part_of_the_request_has_the_same_fields_in_the_proto(part: type[Part], message: Descriptor) -> None:
+def test_every_part_of_the_request_has_the_same_fields_in_the_proto(part: type[Part], message: Any) -> None:
     assert {field.name for field in message.fields} == set(part.model_fields)
     for name, field in part.model_fields.items():
         wire = message.fields_by_name[name]
@@ -103,7 +103,7 @@ def test_every_word_of_an_enumeration_has_its_number(enum: type) -> None:
 
 
 def test_both_watch_streams_have_one_shape() -> None:
-    def shape(message: Descriptor) -> list[tuple[str, int, str]]:
+    def shape(message: Any) -> list[tuple[str, int, str]]:
         return [(field.name, field.number, wire_kind(field)) for field in message.fields]
 
     assert shape(pb.WatchJobResponse.DESCRIPTOR) == shape(pb.WatchJobsResponse.DESCRIPTOR)
@@ -243,9 +243,9 @@ def test_what_is_absent_stays_absent_and_zero_stays_zero() -> None:
     convert.fill(message, failure)
     assert convert.from_message(Failure, message) == failure
     series = MetricSeries(name="loss", points=(Point(step=1, value=0.5, time=NOW, attempt=1),))
-    message = job_pb2.MetricSeries()
-    convert.fill(message, series)
-    assert convert.from_message(MetricSeries, message) == series
+    series_message = job_pb2.MetricSeries()
+    convert.fill(series_message, series)
+    assert convert.from_message(MetricSeries, series_message) == series
 
 
 def test_an_attempts_nonce_never_leaves_the_service() -> None:
