@@ -302,6 +302,7 @@ def test_a_second_attempt_begins_the_story_anew() -> None:
         (_event(EventType.STATE, state="QUEUED", message="3 ahead"), ("queued", "3 ahead")),
         (_event(EventType.PHASE, phase="model", message="model"), ("model", "loading the model")),
         (_event(EventType.EVAL, step=20, eval_loss=2.95), ("evaluation", "eval loss 2.95 at step 20")),
+        (_event(EventType.OUTPUT, kind="adapter", size_bytes="2048"), ("output", "adapter is complete, 2.0 KiB")),
         (_event(EventType.WARNING, message="slow"), ("warning", "slow")),
         (_event(EventType.PROGRESS, step=1), None),
         (_event(EventType.SAMPLE, prompt="p"), None),

@@ -104,7 +104,7 @@ def told(event: Event) -> tuple[str, str] | None:
     if event.type == EventType.EVAL:
         return "evaluation", _evaluation(event)
     if event.type == EventType.OUTPUT:
-        return "output", event.message or _output(event.fields)
+        return "output", _output(event.fields)
     return event.type, event.message
 
 
@@ -129,8 +129,8 @@ def _evaluation(event: Event) -> str:
 
 
 def _output(fields: Mapping[str, str]) -> str:
-    size = f"  {q.size(int(fields['size_bytes']))}" if fields.get("size_bytes", "").isdigit() else ""
-    return f"{fields.get('kind', '')}{size}  {fields.get('uri', '')}".strip()
+    size = f", {q.size(int(fields['size_bytes']))}" if fields.get("size_bytes", "").isdigit() else ""
+    return f"{fields.get('kind', '')} is complete{size}"
 
 
 def _words(state: str) -> str:
