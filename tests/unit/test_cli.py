@@ -263,11 +263,13 @@ def test_quantities_read_well(text: str, expected: str) -> None:
     assert text == expected
 
 
-def _event(kind: EventType, *, step: int | None = None, attempt: int = 1, message: str = "", **values: object) -> Event:
+def _event(
+    type_: EventType, /, *, step: int | None = None, attempt: int = 1, message: str = "", **values: object
+) -> Event:
     metrics = {name: value for name, value in values.items() if isinstance(value, float)}
     fields = {name: value for name, value in values.items() if isinstance(value, str)}
     return Event(
-        seq=1, time=NOW, type=kind, attempt=attempt, step=step, metrics=metrics, fields=fields, message=message
+        seq=1, time=NOW, type=type_, attempt=attempt, step=step, metrics=metrics, fields=fields, message=message
     )
 
 
