@@ -51,6 +51,13 @@ _LOCKED_JOB = _JOB.with_for_update()
 _ATTEMPTS = select(attempts).where(attempts.c.job_uid == bindparam("b_uid")).order_by(attempts.c.number)
 _UPDATE_JOB = update(jobs).where(jobs.c.uid == bindparam("b_uid"))
 _SEQ = select(namespaces.c.seq).where(namespaces.c.name == bindparam("b_namespace"))
+_REQUEST = select(request_ids.c.body_hash, request_ids.c.job_uid).where(
+    request_ids.c.namespace == bindparam("b_namespace"), request_ids.c.request_id == bindparam("b_request_id")
+)
+# Made once: SQLAlchemy takes longer to understand a new statement than SQLite takes to run it.
+_INSERT_JOB, _INSERT_LABEL, _INSERT_REQUEST, _INSERT_ATTEMPT, _INSERT_EVENT = (
+    insert(table) for table in (jobs, job_labels, request_ids, attempts, events)
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Store:
 
     def __init__(self, database_url: str) -> None:
         self._database = Database(database_url)
-        self._upsert = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        self._raise_seq = _raise_seq(sqlite.insert if self._database.is_sqlite else postgresql.insert)
         self._subscribers: tuple[Callable[[str], None], ...] = ()
 
     def close(self) -> None:
@@ -96,14 +103,14 @@ class Store:
                 return earlier
             row = job_row(job)
             try:
-                connection.execute(insert(jobs), row)
+                connection.execute(_INSERT_JOB, row)
             except IntegrityError as error:
                 raise AlreadyExists(
                     f"Job id {job.id!r} is taken, or was; ids are not used again.", fix="Choose another, or none."
                 ) from error
             if labels := job.requested_spec.labels:
                 rows = [{"job_uid": job.uid, "key": key, "value": value} for key, value in labels.items()]
-                connection.execute(insert(job_labels), rows)
+                connection.execute(_INSERT_LABEL, rows)
             if request:
                 self._keep_request(connection, job, request)
             fields = {"state": str(job.state), "reason": job.state_reason}
@@ -115,6 +122,8 @@ class Store:
 
     def requested(self, namespace: str, request: Request) -> Job | None:
         """The job that this request made before. Raises RequestIdReused."""
+        if self._database.read_row(_REQUEST, {"b_namespace": namespace, "b_request_id": request.id}) is None:
+            return None
         with self._database.read() as connection:
             return self._earlier(connection, namespace, request)
 
@@ -256,8 +265,7 @@ class Store:
             return [to_event(row) for row in connection.execute(select(events).where(*chosen).order_by(events.c.seq))]
 
     def _earlier(self, connection: Connection, namespace: str, request: Request) -> Job | None:
-        chosen = and_(request_ids.c.namespace == namespace, request_ids.c.request_id == request.id)
-        row = connection.execute(select(request_ids.c.body_hash, request_ids.c.job_uid).where(chosen)).first()
+        row = connection.execute(_REQUEST, {"b_namespace": namespace, "b_request_id": request.id}).first()
         if row is None:
             return None
         if row.body_hash != request.body_hash:
@@ -278,7 +286,7 @@ class Store:
             "job_uid": job.uid,
             "create_time": to_us(job.create_time),
         }
-        connection.execute(insert(request_ids), row)
+        connection.execute(_INSERT_REQUEST, row)
 
     def _with_attempts(self, connection: Connection, rows: Sequence[Any]) -> list[Job]:
         uids = [row.uid for row in rows]
@@ -298,28 +306,31 @@ class Store:
             row = attempt_row(job.uid, change.attempt(number), last_seq=change.last_seqs[number])
             chosen = and_(attempts.c.job_uid == job.uid, attempts.c.number == number)
             if not connection.execute(update(attempts).where(chosen).values(**row)).rowcount:
-                connection.execute(insert(attempts), row)
+                connection.execute(_INSERT_ATTEMPT, row)
         self._write_events(connection, job, change.events)
 
     def _write_events(self, connection: Connection, job: Job, new: Sequence[tuple[Event, int | None]]) -> None:
         if not new:
             return
-        add = self._upsert(namespaces).values(name=job.namespace, seq=len(new))
-        raised = add.on_conflict_do_update(
-            index_elements=[namespaces.c.name], set_={"seq": namespaces.c.seq + add.excluded.seq}
-        )
-        connection.execute(raised)
+        connection.execute(self._raise_seq, {"name": job.namespace, "seq": len(new)})
         last = int(connection.execute(_SEQ, {"b_namespace": job.namespace}).scalar_one())
         first = last - len(new) + 1
         rows = [
             event_row(job, event, seq=seq, source_seq=source_seq)
             for seq, (event, source_seq) in enumerate(new, start=first)
         ]
-        connection.execute(insert(events), rows)
+        connection.execute(_INSERT_EVENT, rows)
 
     def _tell(self, namespace: str) -> None:
         for callback in self._subscribers:
             callback(namespace)
+
+
+def _raise_seq(insert_or_update: Callable[[Any], Any]) -> Any:
+    """The statement that raises a namespace's counter, and makes it where there is none."""
+    add = insert_or_update(namespaces)
+    raised = {"seq": namespaces.c.seq + add.excluded.seq}
+    return add.on_conflict_do_update(index_elements=[namespaces.c.name], set_=raised)
 
 
 def _no_job(namespace: str, job_id: str) -> NotFound:
