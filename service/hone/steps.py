@@ -171,7 +171,7 @@ class Step:
                 return 0.0
             self._update_ended(change, attempt, seen, state=State.SUCCEEDED)
             kinds = " and ".join(output.kind for output in outputs)
-            change.to_state(State.SUCCEEDED, f"Its {kinds} was read back." if kinds else "Done.", outputs=outputs)
+            change.to_state(State.SUCCEEDED, f"Read back: {kinds}." if kinds else "Done.", outputs=outputs)
         crash_point("finished")
         return 0.0
 

@@ -37,7 +37,7 @@ from hone.rpc.client import AsyncClient, Client
 from hone.rpc.server import LocalService
 from hone.rpc.status import DETAILS_KEY
 from hone.run import Run
-from hone.service import owner
+from hone.home import owner
 from hone.settings import Settings
 from hone.spec import JobSpec
 from hone.v1 import training_service_pb2 as pb

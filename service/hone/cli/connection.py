@@ -80,7 +80,7 @@ class Connection:
                 time.sleep(0.1)
 
     def _owner_or_self(self) -> str:
-        from hone.service import owner
+        from hone.home import owner
 
         found = owner(read_settings().home)
         if found and found.address:

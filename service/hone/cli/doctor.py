@@ -174,7 +174,7 @@ def _probe_store(settings: "Settings") -> None:
 def _service(settings: "Settings") -> Check:
     if settings.server:
         return Check(name="service", ok=True, text=f"{settings.server} (HONE_SERVER)")
-    from hone.service import owner
+    from hone.home import owner
 
     found = owner(settings.home)
     if found is None:

@@ -55,7 +55,7 @@ def default_server() -> str:
     if server := os.environ.get("HONE_SERVER"):
         return server
     try:
-        from hone.service import owner
+        from hone.home import owner
         from hone.settings import Settings
     except ImportError:  # only the client is installed
         owned = None
