@@ -1,6 +1,6 @@
-"""Who owns a HONE_HOME: the one process whose service works in it. The lock is the kernel's, so it ends with its holder.
+"""Who owns a HONE_HOME: the one process whose service works in it. The lock ends with its holder: it is the kernel's.
 
-Called by service.py, which takes it, and by clients, which look for the owner's address. Imports nothing heavy: a client
+Called by service.py, which takes it, and by clients, which look for the address. Imports nothing heavy: a client
 must not load the service to find one.
 """
 
