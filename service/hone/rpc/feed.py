@@ -154,7 +154,8 @@ class Feeds:
 
     def tell(self, namespace: str) -> None:
         """A transaction was committed; called from any thread."""
-        if not self._loop.is_closed():
+        # A feed that opens meanwhile reads what is there first, so it needs no telling.
+        if namespace in self._feeds and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake, namespace)
 
     @contextmanager
