@@ -33,10 +33,10 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from hone.home import owner
 from hone.rpc import calls
 from hone.rpc.channel import channel_options, client_metadata
 from hone.rpc.client import Client
-from hone.home import owner
 from hone.spec import JobSpec
 from hone.spec.parse import parse
 from hone.v1 import training_service_pb2 as pb

@@ -30,6 +30,7 @@ from hone.errors import (
     UserError,
     WrongState,
 )
+from hone.home import owner
 from hone.job import Event, EventType, State
 from hone.rpc import report
 from hone.rpc.channel import MACHINE_KEY
@@ -37,7 +38,6 @@ from hone.rpc.client import AsyncClient, Client
 from hone.rpc.server import LocalService
 from hone.rpc.status import DETAILS_KEY
 from hone.run import Run
-from hone.home import owner
 from hone.settings import Settings
 from hone.spec import JobSpec
 from hone.v1 import training_service_pb2 as pb

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from hone.gpus import BadProfiles, UnknownGpu, find_profile, load_profiles
 
 GOOD = """\
