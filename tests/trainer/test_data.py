@@ -58,7 +58,7 @@ def test_a_fraction_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -
         split_rows(dataset, write(tmp_path / "rows.jsonl", GOOD[:1]), None, seed=1, max_eval_rows=None)
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a row without text": ({"prompt": "x", "completion": ""}, r"row 3 .*line 3\): completion is empty"),
     "a row without its column": ({"prompt": "x"}, r"row 3 .*has no column completion, only prompt"),
     "a row of another type": ({"prompt": 7, "completion": "y"}, r"row 3 .*prompt is of type int"),

@@ -152,9 +152,9 @@ def _train_and_publish(directory: RunDirectory, run: Run, events: EventLog, stop
         if failure is None:
             with stop.at_once():
                 publisher.publish(directory.scratch, seconds=time.monotonic() - started)
-            shutil.rmtree(directory.scratch, ignore_errors=True)
         return failure
     finally:
+        shutil.rmtree(directory.scratch, ignore_errors=True)  # nothing half-made is left behind
         with suppress(HoneError):  # the run's own outcome is what counts
             publisher.keep_events(directory.events)
         publisher.close()
