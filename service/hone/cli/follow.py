@@ -117,6 +117,7 @@ class LineDisplay:
         self._clock = clock
         self._last_line = clock()
         self._last_progress = float("-inf")
+        self._told_step = 0
         self._since = clock()
 
     def show(self, event: Event, story: Story) -> None:
@@ -126,16 +127,21 @@ class LineDisplay:
             self._since = self._clock()
         elif event.type == EventType.PROGRESS and self._clock() - self._last_progress >= LINE_S:
             self._last_progress = self._since = self._clock()
+            self._told_step = story.step
             self._print(_line(event, "training", story.progress()))
 
     def wait(self, story: Story) -> None:
         """A sign of life after a silence."""
         now = self._clock()
-        if now - self._last_line >= LINE_S:
-            self._last_progress = now
+        if now - self._last_line < LINE_S:
+            return
+        if story.step != self._told_step:
+            self._last_progress, self._told_step, self._since = now, story.step, now
+            detail = story.progress()
+        else:
             detail = f"still at step {q.count(story.step)}" if story.step else "goes on"
-            silence = q.duration(now - self._since)
-            self._print(f"  {time.strftime('%H:%M:%S')}  {story.what:<10}  {detail}, {silence}")
+            detail = f"{detail}, {q.duration(now - self._since)}"
+        self._print(f"  {time.strftime('%H:%M:%S')}  {story.what:<10}  {detail}")
 
     def say(self, text: str) -> None:
         """The line as it is."""
