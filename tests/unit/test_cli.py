@@ -109,6 +109,8 @@ def test_every_error_has_an_exit_code() -> None:
         return [kind, *(low for child in kind.__subclasses__() for low in family(child))]
 
     for kind in family(errors.HoneError)[1:]:
+        if kind.__module__.partition(".")[0] != "hone":
+            continue  # the trainer's own, when its tests ran in this process
         assert issubclass(kind, tuple(listed for listed, _ in EXIT_CODES)), kind
 
 
