@@ -79,7 +79,8 @@ def main(arguments: Sequence[str]) -> int:
 def rates(place: Path) -> int:
     """Print calls a second and their ratios to the empty call."""
     found: dict[str, list[float]] = {name: [] for name in (*CALLS, "insert")}
-    sleeper = script(place, "exec sleep 1000000")  # the first job holds the machine, the others are queued
+    # The first job holds the machine until the benchmark ends, the others are queued.
+    sleeper = script(place, f"while [ -d '{place}' ]; do sleep 1; done")
     with server(place / "home", sleeper) as address:
         spec = request(place)
         with Client(address, namespace="warm") as client:
