@@ -1,1 +1,1 @@
-"""Generated from protos/hone/v1 by tools/protos.sh; only hone.rpc imports it."""
+"""Generated from protos/hone/v1 by tools/generated.sh; only hone.rpc imports it."""
