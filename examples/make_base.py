@@ -12,6 +12,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -46,7 +47,8 @@ def main() -> None:
     print(f"  base      reading {shown(arguments.data)} …", flush=True)
     documents = [json.loads(line)["text"] for line in arguments.data.open(encoding="utf-8")]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    # Made beside its place and renamed at the end: Ctrl-C leaves nothing that looks finished.
+    # Made beside its place and renamed at the end: neither Ctrl-C nor SIGTERM leaves anything behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(dir=arguments.output.parent, prefix=f".{arguments.output.name}-") as temporary:
         made = Path(temporary, "made")
         try:
@@ -78,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
         default=HERE / "base" / "stdlib-4m",
         help="folder to write (default: examples/base/stdlib-4m)",
     )
-    parser.add_argument("--steps", type=int, default=560, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=500, help="optimizer steps (default: %(default)s)")
     parser.add_argument(
         "--batch-size", type=int, default=8, help="blocks of 128 tokens in a step (default: %(default)s)"
     )
