@@ -300,7 +300,9 @@ def test_doctor_names_the_python_that_lacks_the_trainer(monkeypatch: pytest.Monk
 
 def test_prune_removes_the_working_files_of_a_failed_run(request_file: Callable[..., Path], home: Path) -> None:
     hone("run", request_file(ending="crash"))
-    scratch = next(home.glob("runs/default/*/attempt-1/scratch"))
+    scratch = next(home.glob("runs/default/*/attempt-1")) / "scratch"
+    scratch.mkdir()
+    (scratch / "model.safetensors").write_bytes(b"what a trainer leaves that was killed")
     done = hone("prune", "--yes")
     assert done.returncode == 0, done
     assert not scratch.exists()
