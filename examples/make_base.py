@@ -80,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
         default=HERE / "base" / "stdlib-4m",
         help="folder to write (default: examples/base/stdlib-4m)",
     )
-    parser.add_argument("--steps", type=int, default=500, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=350, help="optimizer steps (default: %(default)s)")
     parser.add_argument(
         "--batch-size", type=int, default=8, help="blocks of 128 tokens in a step (default: %(default)s)"
     )

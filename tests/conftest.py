@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 from hone.spec import JobSpec
 from hone.spec.parse import parse
 
+from .integration.postgres import PostgresServer, find_postgres, run_postgres
+
+GOLDEN = Path(__file__).parent / "golden"
 QUICK_TRAINER = Path(__file__).parent / "integration" / "quick_trainer.py"
 _TINY_LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -24,6 +28,25 @@ _TINY_LLAMA = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden again instead of comparing")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares a text with a file below tests/golden, or writes it there with --update-golden."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.is_file(), f"{path} is missing: pytest --update-golden writes it; read it before you commit it"
+        assert text == path.read_text(encoding="utf-8"), f"not as {path} has it; --update-golden writes it again"
+
+    return compare
 
 
 @pytest.fixture
@@ -64,3 +87,19 @@ def quick_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.chmod(0o755)
     monkeypatch.setenv("HONE_TEST_STARTS", str(tmp_path / "starts"))
     return script
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL for the whole session; its tests are skipped where it is not installed."""
+    programs = find_postgres()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: `make servers` says how (Debian's package is postgresql)")
+    with run_postgres(programs) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> str:
+    """A new, empty database."""
+    return postgres.make_database(f"test_{uuid.uuid4().hex[:12]}")

@@ -33,15 +33,14 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.first_step_at = 0.0
-        self.first_step_ended_at = 0.0
         self.ended: list[float] = []
+        """Seconds since 1970."""
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self.first_step_at = self.first_step_at or time.time()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.first_step_ended_at = self.first_step_ended_at or time.time()
-        self.ended.append(time.perf_counter())
+        self.ended.append(time.time())
 
 
 def main() -> None:
@@ -95,10 +94,9 @@ def main() -> None:
     steps_s = [after - before for before, after in zip(clock.ended, clock.ended[1:], strict=False)]
     report = {
         "time_to_first_step_s": clock.first_step_at - STARTED,  # from this script's first line
-        "first_step_ended_at": clock.first_step_ended_at,  # seconds since 1970
+        "ended_at": clock.ended,
         "train_s": result.metrics["train_runtime"],
         "eval_s": evaluated_s if arguments.eval else None,
-        "steps_s": [round(seconds, 6) for seconds in steps_s],  # one step's end to the next one's
         "step_median_s": sorted(steps_s)[len(steps_s) // 2] if steps_s else math.nan,
         "train_loss": result.training_loss,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],

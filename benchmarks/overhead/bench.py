@@ -1,13 +1,19 @@
 """What Hone costs beside a bare TRL script of the same job: start-up and step time, in interleaved A-B-B-A runs.
 
-A is `python benchmarks/overhead/bare_trl.py`, B is `hone run` of the same request. Printed: seconds from the command to
-the end of the first training step of each run, the mean step time of each, and the ratio of step times with its 95 %
-interval (bootstrap over blocks of 20 steps).
+A is `python benchmarks/overhead/bare_trl.py`, B is `hone run` of the same request. In a round each is started while the
+other is stopped (SIGSTOP), and trains alone until its first steps are done; then they take turns of a few seconds, A-B,
+B-A, A-B, …, until one has ended, so that what the machine does otherwise hits both alike. Printed: seconds from the
+command to the end of the first training step, the mean step time of both, and the ratio of step times with its 95 %
+interval (bootstrap over pairs of turns). A step that was stopped in its middle does not count.
 
-    python benchmarks/overhead/bench.py [--steps 200] [--rounds 1] [--json FILE]
+    python benchmarks/overhead/bench.py [--steps 200] [--rounds 2] [--json FILE]
+    python benchmarks/overhead/bench.py --packing [--steps 200] [--rounds 1]
 
-Needs the demo's data and base model (`make demo`, or the two scripts in examples/). Bounded: two runs of each kind a
-round.
+With --packing A is `hone run` of that request and B the same with packing, one after the other in A-B-B-A; printed are
+tokens a second that are no padding, their ratio, and how full the packed rows are.
+
+Needs the demo's data and base model (`make demo`, or the two scripts in examples/). Bounded: one run of each kind a
+round, two with --packing.
 """
 
 import argparse
@@ -15,84 +21,210 @@ import itertools
 import json
 import os
 import random
+import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 DATA, BASE = ROOT / "examples/data/stdlib/train.jsonl", ROOT / "examples/base/stdlib-4m"
 SKIPPED_STEPS = 10
 """The first steps of a run warm caches and allocators; they are left out on both sides."""
-BLOCK = 20
+ALONE_S = 25.0
+"""For the start and the first steps of each, while the other is stopped."""
+TURN_S = 4.0
+TOO_LONG_S = 900.0
+HONE = str(Path(sys.executable).with_name("hone"))
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One run: seconds from the command to the end of step 1, and the seconds of every later step."""
+class Turn:
+    """The mean step of each kind, in seconds, of two turns that followed each other."""
 
-    first_step_s: float
-    steps_s: list[float]
+    bare: float
+    hone: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """One run of each kind, taking turns. Seconds."""
+
+    first_step_bare: float
+    first_step_hone: float
+    turns: list[Turn]
 
 
 def main() -> None:
-    """Run A-B-B-A and print the table."""
+    """Run the rounds and print what they took."""
     arguments = _arguments()
     if not (DATA.exists() and BASE.exists()):
         sys.exit(
             "The demo's data or base model is missing: python examples/make_dataset.py && python examples/make_base.py"
         )
-    bare: list[Timing] = []
-    hone: list[Timing] = []
+    if arguments.packing:
+        return packing(arguments.steps, arguments.rounds)
+    rounds = []
     for number in range(arguments.rounds):
-        for kind in "ABBA":
-            timing = run_bare(arguments.steps) if kind == "A" else run_hone(arguments.steps)
-            (bare if kind == "A" else hone).append(timing)
-            name = "bare TRL script" if kind == "A" else "hone run"
-            mean = statistics.fmean(timing.steps_s) * 1000
-            print(
-                f"round {number + 1}  {name:16} first step after {timing.first_step_s:5.2f} s, {mean:6.1f} ms a step",
-                flush=True,
-            )
-    report(bare, hone, arguments.json)
+        rounds.append(run_round(arguments.steps, hone_first=number % 2 == 1))
+        last = rounds[-1]
+        print(
+            f"round {number + 1}   first step after {last.first_step_bare:5.2f} s (bare TRL script) and "
+            f"{last.first_step_hone:5.2f} s (hone run); {mean_ms([turn.bare for turn in last.turns])} and "
+            f"{mean_ms([turn.hone for turn in last.turns])} ms a step in {len(last.turns)} pairs of turns",
+            flush=True,
+        )
+    report(rounds, arguments.json)
 
 
-def run_bare(steps: int) -> Timing:
-    """The baseline: it takes the times itself and prints them in its last line."""
-    with tempfile.TemporaryDirectory() as directory:
-        script = ROOT / "benchmarks/overhead/bare_trl.py"
-        command = [sys.executable, str(script), "--output", directory, "--steps", str(steps), "--logging-steps", "1"]
-        started = time.time()
-        times = json.loads(_run(command, directory).splitlines()[-1])
-    return Timing(times["first_step_ended_at"] - started, times["steps_s"][SKIPPED_STEPS:])
+class Run:
+    """A command that can be stopped and let go on, with everything that it started."""
+
+    def __init__(self, command: list[str], home: Path) -> None:
+        self._home = home
+        self._log = home / "output.log"
+        self.started = time.time()
+        self.turns: list[tuple[float, float]] = []
+        """From when to when it ran, in turn with the other."""
+        with self._log.open("wb") as log:
+            environment = {**ENVIRONMENT, "HONE_HOME": str(home)}
+            self._process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
+
+    @property
+    def is_over(self) -> bool:
+        return self._process.poll() is not None
+
+    def take_turn(self, seconds: float) -> None:
+        """Go on for so long, or to its end, and stop again."""
+        self._signal(signal.SIGCONT)
+        began = time.time()
+        with suppress(psutil.TimeoutExpired):
+            self._process.wait(seconds)
+        self.turns.append((began, time.time()))
+        self._signal(signal.SIGSTOP)
+
+    def finish(self) -> None:
+        """Go on to its end."""
+        self._signal(signal.SIGCONT)
+        code = self._process.wait(TOO_LONG_S)
+        if code:
+            sys.exit(f"{' '.join(self._process.args)} ended with {code}:\n{self._log.read_text()[-4000:]}")
+
+    def kill(self) -> None:
+        """Whatever became of it: nothing of it stays."""
+        self._signal(signal.SIGKILL)
+
+    def step_ends(self) -> list[float]:
+        """When each step ended: told by the bare script in its last line, and by a run in its events."""
+        if events := read_events(self._home):
+            return [datetime.fromisoformat(e["time"]).timestamp() for e in events if e["type"] == "progress"]
+        ends: list[float] = json.loads(self._log.read_text().splitlines()[-1])["ended_at"]
+        return ends
+
+    def _signal(self, number: int) -> None:
+        with suppress(psutil.NoSuchProcess):
+            for process in [self._process, *self._process.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
 
 
-def run_hone(steps: int) -> Timing:
-    """The same job as a request; step ends are the times of its progress events."""
-    with tempfile.TemporaryDirectory() as home:
-        command = [str(Path(sys.executable).with_name("hone")), "run", str(ROOT / "benchmarks/overhead/request.yaml")]
-        sets = [f"training.max_steps={steps}"]
-        started = time.time()
-        _run([*command, *(part for item in sets for part in ("--set", item))], home)
-        ends = [
-            datetime.fromisoformat(event["time"]).timestamp()
-            for file in Path(home).glob("runs/*/*/attempt-1/events.jsonl")
-            for event in map(json.loads, file.read_text().splitlines())
-            if event["type"] == "progress"
+def run_round(steps: int, *, hone_first: bool) -> Round:
+    """One run of each, stopped in turn."""
+    script = ROOT / "benchmarks/overhead/bare_trl.py"
+    with tempfile.TemporaryDirectory() as bare_home, tempfile.TemporaryDirectory() as hone_home, ExitStack() as stack:
+        bare_command = [
+            sys.executable,
+            str(script),
+            "--output",
+            bare_home,
+            "--steps",
+            str(steps),
+            "--logging-steps",
+            "1",
         ]
-    steps = [later - earlier for earlier, later in itertools.pairwise(ends)]
-    return Timing(ends[0] - started, steps[SKIPPED_STEPS:])
+        commands = [(bare_command, Path(bare_home)), (hone_command([], steps), Path(hone_home))]
+        runs = []
+        for command, home in commands[::-1] if hone_first else commands:
+            run = Run(command, home)
+            stack.callback(run.kill)
+            run.take_turn(ALONE_S)
+            runs.append(run)
+        while not any(run.is_over for run in runs):
+            for run in runs:
+                run.take_turn(TURN_S)
+            runs.reverse()
+        for run in runs:
+            run.finish()
+        bare, hone = sorted(runs, key=lambda run: "hone" in Path(run._process.args[0]).name)
+        ends = [run.step_ends() for run in (bare, hone)]
+        pairs = zip(*(turn_means(run, end) for run, end in zip((bare, hone), ends, strict=True)), strict=False)
+        return Round(
+            ends[0][0] - bare.started,
+            ends[1][0] - hone.started,
+            [Turn(bare=a, hone=b) for a, b in pairs if a is not None and b is not None],
+        )
 
 
-def report(bare: list[Timing], hone: list[Timing], path: Path | None) -> None:
+def turn_means(run: Run, ends: list[float]) -> list[float | None]:
+    """Mean seconds of the steps that lie wholly in a turn, for each turn after the first; None where there is none."""
+    steps = list(itertools.pairwise(ends))[SKIPPED_STEPS:]
+    found = [[end - start for start, end in steps if began < start and end < over] for began, over in run.turns[1:]]
+    return [statistics.fmean(seconds) if seconds else None for seconds in found]
+
+
+def mean_ms(seconds: list[float]) -> str:
+    return f"{statistics.fmean(seconds) * 1000:.1f}"
+
+
+def packing(steps: int, rounds: int) -> None:
+    """What packing gains: tokens a second of A-B-B-A runs, padding left out."""
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    fill = 0.0
+    for packed in [kind == "B" for _ in range(rounds) for kind in "ABBA"]:
+        events = run_events(["method.sft.packing=true"] if packed else [], steps)
+        progress = [event["metrics"] for event in events if event["type"] == "progress"][SKIPPED_STEPS:]
+        rates[packed].append(statistics.fmean(metrics["tokens_per_second"] for metrics in progress))
+        if packed:
+            fill = max(event["metrics"].get("packing_fill", 0.0) for event in events if event["type"] == "data")
+        print(f"{'packed' if packed else 'padded':8} {rates[packed][-1]:8.0f} tokens/s", flush=True)
+    ratio = statistics.fmean(rates[True]) / statistics.fmean(rates[False])
+    print(f"\npacking      rows {100 * fill:.1f} % full; tokens/s packed / padded = {ratio:.2f}")
+
+
+def run_events(sets: list[str], steps: int) -> list[dict[str, Any]]:
+    """The events of one `hone run`."""
+    with tempfile.TemporaryDirectory() as home:
+        run = Run(hone_command(sets, steps), Path(home))
+        try:
+            run.finish()
+        finally:
+            run.kill()
+        return read_events(Path(home))
+
+
+def hone_command(sets: list[str], steps: int) -> list[str]:
+    settings = [part for item in [f"training.max_steps={steps}", *sets] for part in ("--set", item)]
+    return [HONE, "run", str(ROOT / "benchmarks/overhead/request.yaml"), *settings]
+
+
+def read_events(home: Path) -> list[dict[str, Any]]:
+    files = home.glob("runs/*/*/attempt-1/events.jsonl")
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def report(rounds: list[Round], path: Path | None) -> None:
     """Print ratios against the baseline; `path` gets the same as JSON."""
-    low, ratio, high = interval([t.steps_s for t in bare], [t.steps_s for t in hone])
-    start_bare = statistics.fmean(t.first_step_s for t in bare)
-    start_hone = statistics.fmean(t.first_step_s for t in hone)
+    low, ratio, high = interval([turn for round_ in rounds for turn in round_.turns])
+    start_bare = statistics.fmean(round_.first_step_bare for round_ in rounds)
+    start_hone = statistics.fmean(round_.first_step_hone for round_ in rounds)
     print(f"\nfirst step   bare {start_bare:.2f} s   hone {start_hone:.2f} s   {start_hone - start_bare:+.2f} s")
     print(f"step time    hone / bare = {ratio:.4f}   95 % interval {low:.4f} to {high:.4f}")
     if path:
@@ -106,35 +238,22 @@ def report(bare: list[Timing], hone: list[Timing], path: Path | None) -> None:
         path.write_text(json.dumps(result))
 
 
-def interval(bare: list[list[float]], hone: list[list[float]], draws: int = 4000) -> tuple[float, float, float]:
-    """Ratio of mean step times and its 95 % interval, bootstrapped over blocks of consecutive steps."""
+def interval(turns: list[Turn], draws: int = 4000) -> tuple[float, float, float]:
+    """Ratio of mean step times and its 95 % interval, bootstrapped over pairs of turns."""
     chance = random.Random(0)
-    blocks_a, blocks_b = _blocks(bare), _blocks(hone)
-    ratios = sorted(
-        statistics.fmean(chance.choices(blocks_b, k=len(blocks_b)))
-        / statistics.fmean(chance.choices(blocks_a, k=len(blocks_a)))
-        for _ in range(draws)
-    )
-    middle = statistics.fmean(blocks_b) / statistics.fmean(blocks_a)
-    return ratios[int(draws * 0.025)], middle, ratios[int(draws * 0.975)]
+    ratios = sorted(_ratio(chance.choices(turns, k=len(turns))) for _ in range(draws))
+    return ratios[int(draws * 0.025)], _ratio(turns), ratios[int(draws * 0.975)]
 
 
-def _blocks(runs: list[list[float]]) -> list[float]:
-    return [statistics.fmean(run[i : i + BLOCK]) for run in runs for i in range(0, len(run) - BLOCK + 1, BLOCK)]
-
-
-def _run(command: list[str], home: str) -> str:
-    environment = {**os.environ, "HONE_HOME": home, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    if answer.returncode:
-        sys.exit(f"{' '.join(command)} ended with {answer.returncode}:\n{answer.stdout[-2000:]}{answer.stderr[-2000:]}")
-    return answer.stdout
+def _ratio(turns: list[Turn]) -> float:
+    return statistics.fmean(turn.hone for turn in turns) / statistics.fmean(turn.bare for turn in turns)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200, help="training steps of each run")
-    parser.add_argument("--rounds", type=int, default=1, help="A-B-B-A rounds")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds of each kind")
+    parser.add_argument("--packing", action="store_true", help="packed against padded rows instead")
     parser.add_argument("--json", type=Path, help="write the result here too")
     return parser.parse_args()
 

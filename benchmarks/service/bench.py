@@ -6,8 +6,9 @@
 Rates: a real server process on loopback with SQLite (WAL, synchronous=FULL), one client process, the same concurrency
 for every call, rounds interleaved; a ratio is the median of the rounds' own ratios. "Empty" is
 grpc.health.v1.Health/Check, which does nothing. "Get" asks for 200 jobs in turn. "Create" is durable when it answers;
-the reconciler goes on meanwhile and queues what was created. "Bare insert" is one row a transaction on the same disk
-with the same settings and no service at all. Wanted: Get at least 0.50, Create at least 0.25 of the empty call.
+its requests are equal, those of "Create, varied" all differ (a sweep), so that nothing of them is remembered. "Bare
+insert" is one row a transaction on the same disk with the same settings and no service at all. Wanted: Get at least
+0.50, Create at least 0.25 of the empty call.
 
 Watchers: the trainer's own event file with a method that computes for 50 ms a step; blocks with 0 and with 100 watchers
 in the order A-B-B-A-A-B-B-A; the ratio of their step times with a bootstrap confidence interval.
@@ -36,17 +37,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hone.home import owner
 from hone.rpc import calls
-from hone.rpc.channel import channel_options, client_metadata
+from hone.rpc.access import Access
+from hone.rpc.channel import channel_options
 from hone.rpc.client import Client
 from hone.spec import JobSpec
 from hone.spec.parse import parse
-from hone.v1 import training_service_pb2 as pb
 from hone.v1 import training_service_pb2_grpc
 
 CONCURRENCY = 16
 ROUNDS = 7
-CALLS = {"empty": 1500, "get": 1500, "create": 250}
+CALLS = {"empty": 1500, "get": 1500, "create": 500, "sweep": 500}
+LABELS = {"empty": "Empty", "get": "Get", "create": "Create", "sweep": "Create, varied", "insert": "Bare insert"}
 JOBS = 200
+SETTLED_S = 0.5
 WATCHERS = 100
 STEPS_PER_BLOCK = 60
 _SHAPE = {
@@ -90,10 +93,10 @@ def rates(place: Path) -> int:
                 found[name].append(rate)
             found["insert"].append(bare_inserts(place / "bare.db", 1000))
     ratios = {name: statistics.median(map(truediv, found[name], found["empty"])) for name in found}
-    print(f"{'':14}{'calls/s':>10}{'of empty':>10}   rounds")
-    for name, label in (("empty", "Empty"), ("get", "Get"), ("create", "Create"), ("insert", "Bare insert")):
+    print(f"{'':16}{'calls/s':>10}{'of empty':>10}   rounds")
+    for name, label in LABELS.items():
         rate = statistics.median(found[name])
-        print(f"{label:14}{rate:10.0f}{ratios[name]:10.2f}   {' '.join(f'{each:.0f}' for each in found[name])}")
+        print(f"{label:16}{rate:10.0f}{ratios[name]:10.2f}   {' '.join(f'{each:.0f}' for each in found[name])}")
     good = ratios["get"] >= 0.5 and ratios["create"] >= 0.25
     print("wanted: Get ≥ 0.50, Create ≥ 0.25:", "yes" if good else "NO")
     return 0 if good else 1
@@ -106,29 +109,30 @@ async def one_round(address: str, ids: Sequence[str], spec: JobSpec) -> dict[str
         training: Any = training_service_pb2_grpc.TrainingServiceStub(channel)  # type: ignore[no-untyped-call]
         gets = [calls.get("warm", job).request for job in ids]
         creates = [calls.submit("made", spec).request for _ in range(CALLS["create"])]
-        metadata = client_metadata()
+        sweep = [calls.submit("made", varied(spec)).request for _ in range(CALLS["sweep"])]
+        metadata = Access().metadata()
 
         async def call(name: str, number: int) -> None:
             if name == "empty":
                 await health.Check(health_pb2.HealthCheckRequest(), metadata=metadata)
             elif name == "get":
                 await training.GetJob(gets[number % len(gets)], metadata=metadata)
-            else:
+            elif name == "create":
                 await training.CreateJob(creates[number], metadata=metadata)
+            else:
+                await training.CreateJob(sweep[number], metadata=metadata)
 
         found = {}
         for name in random.sample(sorted(CALLS), len(CALLS)):
-            await settled(training)
+            await asyncio.sleep(SETTLED_S)  # what was started before is work of the rate before
             await rate_of(lambda number: call("empty", number), 100)
             found[name] = await rate_of(lambda number, name=name: call(name, number), CALLS[name])  # type: ignore[misc]
         return found
 
 
-async def settled(training: Any) -> None:
-    """Wait until the reconciler has seen to what was created before: that is work of the rate before."""
-    pending = pb.ListJobsRequest(parent="namespaces/made", filter="state = PENDING", page_size=1)
-    while (await training.ListJobs(pending)).jobs:
-        await asyncio.sleep(0.2)
+def varied(spec: JobSpec) -> JobSpec:
+    """A request like no other, as in a sweep."""
+    return parse({**spec.to_mapping(), "training": {"learning_rate": random.uniform(1e-5, 1e-3), "epochs": 1}})
 
 
 async def rate_of(call: Callable[[int], Awaitable[None]], count: int) -> float:
@@ -166,11 +170,11 @@ def watchers(place: Path) -> int:
     blocks: dict[bool, list[float]] = {False: [], True: []}
     with server(place / "home", trainer) as address, Client(address) as client:
         job = client.submit(request(place, labels={"steps": str(steps)}))
-        wait_for(times, 10)
+        wait_for(times, 10, client, job.id)
         for watched in (False, True, True, False, False, True, True, False):
             with crowd(address, job.id, WATCHERS if watched else 0):
                 first = lines(times)
-                wait_for(times, first + STEPS_PER_BLOCK)
+                wait_for(times, first + STEPS_PER_BLOCK, client, job.id)
                 found = [json.loads(line) for line in times.read_text().splitlines()]
                 blocks[watched] += found[first : first + STEPS_PER_BLOCK]
         client.cancel(job.id)
@@ -207,9 +211,12 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def wait_for(path: Path, count: int) -> None:
+def wait_for(path: Path, count: int, client: Client, job: str) -> None:
+    """Until the trainer has written so many lines. Raises RuntimeError when it has ended before."""
     while lines(path) < count:
-        time.sleep(0.2)
+        time.sleep(0.5)
+        if (found := client.get(job)).state.is_terminal:
+            raise RuntimeError(f"The trainer has ended: {found.state_reason}")
 
 
 def request(place: Path, **changes: Any) -> JobSpec:

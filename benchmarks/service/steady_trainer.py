@@ -44,7 +44,7 @@ def main() -> int:
         world.join = lambda *_: None  # it would import torch, to meet nobody
         worker.METHODS["sft"] = steady
         return worker.main(Path(sys.argv[2]))
-    launch.command = lambda launch, directory: [sys.executable, __file__, "worker", str(directory)]
+    launch.command = lambda launch, directory, **_: [sys.executable, __file__, "worker", str(directory)]
     return __main__.main(sys.argv[3:])
 
 

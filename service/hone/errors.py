@@ -6,6 +6,7 @@
     │   ├── NotFound
     │   ├── AlreadyExists
     │   ├── WrongState       right request, wrong moment
+    │   ├── Unauthenticated  nobody knows who calls
     │   ├── Refused          not allowed, or over a quota
     │   └── NotServed        known, and not built yet
     ├── TemporaryError       sending it again may help; retried by type, in one place
@@ -14,6 +15,7 @@
     └── PermanentError       nobody's request is at fault; a person has to look
         ├── IntegrityError   bytes are not what their manifest says
         ├── StorageError     the store or the database cannot be used: credentials, bucket, full disk, no right
+        ├── ClusterError     the cluster refuses what the service asks: no right, a policy, an object that is not ours
         └── InternalError    a bug of ours
 
 A message says what was wrong, the value, and the fix. `reason` is the stable word that machines read
@@ -93,6 +95,12 @@ class WrongState(UserError):
     reason = "WRONG_STATE"
 
 
+class Unauthenticated(UserError):
+    """No token came, or one that is not accepted: expired, or made for somebody else."""
+
+    reason = "UNAUTHENTICATED"
+
+
 class Refused(UserError):
     """Not allowed here, or over a quota."""
 
@@ -145,6 +153,12 @@ class StorageError(PermanentError):
     """The artefact store or the database cannot be used: wrong credentials, missing bucket, full disk, no right."""
 
     reason = "STORAGE_REFUSED"
+
+
+class ClusterError(PermanentError):
+    """The cluster refuses what the service asks of it: no right, a policy, an object that is somebody else's."""
+
+    reason = "CLUSTER_REFUSED"
 
 
 class InternalError(PermanentError):

@@ -51,7 +51,8 @@ TRANSITIONS: Mapping[tuple[State, State], str] = {
     (State.CANCELLING, State.CANCELLED): "nothing of it runs any more",
     (State.CANCELLING, State.SUCCEEDED): "it had finished before the cancellation reached it",
     **{(state, State.PAUSING): "a caller paused it" for state in _LIVE},
-    (State.PAUSING, State.PAUSED): "its checkpoint is stored and nothing of it runs",
+    (State.PENDING, State.PAUSED): "a caller paused it while nothing of it ran",
+    (State.PAUSING, State.PAUSED): "nothing of it runs any more",
     (State.PAUSING, State.SUCCEEDED): "it had finished before the pause reached it",
     (State.PAUSING, State.FAILED): "it failed before the pause reached it",
     (State.PAUSED, State.PENDING): "a caller resumed it",
@@ -109,6 +110,9 @@ class EventType(StrEnum):
     """The data report: rows, dropped and truncated rows and tokens, packing fill."""
     OUTPUT = "output"
     """An output is complete; fields.kind, uri, size_bytes, sha256 (of its manifest)."""
+    CHECKPOINT = "checkpoint"
+    """A checkpoint is complete; step, fields.place (below the job's root), uri, size_bytes, sha256 (of its manifest),
+    removes (places that are deleted now, separated by spaces)."""
     NOTE = "note"
     """Something worth knowing."""
     WARNING = "warning"
@@ -185,6 +189,25 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A state in the artefact store that a later attempt of the job can go on from."""
+
+    step: int
+    """Optimizer step after which it was taken."""
+    place: str
+    """Below the job's root: `attempt-1/checkpoints/step-000010`."""
+    uri: str
+    size_bytes: int
+    sha256: str
+    """Digest of its MANIFEST.json, which lists every file with its own; nothing else is opened."""
+    attempt: int
+    """Number of the attempt that made it."""
+    time: datetime
+    complete: bool
+    """Whether it is all there; false once it was removed for newer ones (training.checkpoint.keep)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attempt:
     """One set of processes that ran, or runs, the job."""
 
@@ -193,13 +216,13 @@ class Attempt:
     nonce: str
     """Random; stored before anything is started, so that nothing else can be taken for this attempt."""
     state: State
-    """PENDING, QUEUED, RUNNING, SUCCEEDED, FAILED or CANCELLED."""
+    """PENDING, QUEUED, RUNNING, SUCCEEDED, FAILED or CANCELLED; also a pause cancels the attempt, never the job."""
     create_time: datetime
     start_time: datetime | None = None
     end_time: datetime | None = None
     failure: Failure | None = None
     counted: bool = True
-    """Whether it counts against scheduling.max_attempts; a disruption does not."""
+    """Whether it counts against scheduling.max_attempts; one that was disrupted or paused does not."""
     gpus: int = 0
 
     def gpu_seconds(self, now: datetime) -> float:
@@ -327,6 +350,8 @@ class Job:
     progress: Progress | None = None
     outputs: tuple[Output, ...] = ()
     failure: Failure | None = None
+    observed: bool = False
+    """Somebody started it past the service (kubectl): it is shown, and never managed."""
 
     @property
     def method(self) -> str:

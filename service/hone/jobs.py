@@ -15,15 +15,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hmac import compare_digest
+from typing import Any
 from uuid import uuid4
 
 from hone.backends.base import Backend
-from hone.errors import AlreadyExists, InvalidRequest, NotFound, Refused, Violation, WrongState
-from hone.job import Attempt, Event, EventType, Job, MetricSeries, Output, Point, State
+from hone.checkpoints import checkpoints
+from hone.crash import crash_point
+from hone.errors import AlreadyExists, HoneError, InvalidRequest, NotFound, Refused, Violation, WrongState
+from hone.job import TRANSITIONS, Attempt, Checkpoint, Event, EventType, Job, MetricSeries, Output, Point, State
 from hone.plan import Planned
+from hone.plan.continued import continued
+from hone.references import adapter, base, named
+from hone.remembered import Remembered
 from hone.run import Run
 from hone.spec import JobSpec
 from hone.spec.combinations import refuse_unserved
+from hone.spec.sources import with_sources
 from hone.storage import ArtifactStore
 from hone.store import Request, Store, condition
 
@@ -32,6 +39,7 @@ MAX_ID_LENGTH = 50
 """A pod's host name has 63 characters, and says rank and attempt too."""
 PROBE_KEPT_S = 60.0
 """How long the artefact store is believed to be writable."""
+_SUBMIT_AGAIN = "Submit it again to run it again."
 _ID_LETTERS = "bcdfghjkmnpqrstvwxz23456789"
 """No vowels, so that no words come about; nothing that looks like something else."""
 _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -44,6 +52,21 @@ class JobPage:
     jobs: tuple[Job, ...]
     next_page_token: str = ""
     """Empty at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Creation:
+    """A job that a caller wants recorded."""
+
+    namespace: str
+    spec: JobSpec
+    job_id: str = ""
+    """Chosen by the caller; absent, the name and five characters."""
+    request_id: str = ""
+    """The same one and the same body give the same job."""
+    validate_only: bool = False
+    """Check everything and record nothing."""
+    creator: str = ""
 
 
 def new_suffix() -> str:
@@ -73,39 +96,30 @@ class Jobs:
         self._probe_lock = threading.Lock()
         self._probed_at = float("-inf")
 
-    def plan(self, spec: JobSpec) -> Planned:
+    def plan(self, namespace: str, spec: JobSpec) -> Planned:
         """What would run, also for what this version or this machine does not run. Raises InvalidRequest."""
-        return self._planner(spec)
+        planned = self._planned(namespace, spec)
+        return replace(planned, manifest=self._backend.manifest(planned, namespace=namespace))
 
-    def create(
-        self,
-        namespace: str,
-        spec: JobSpec,
-        *,
-        job_id: str = "",
-        request_id: str = "",
-        validate_only: bool = False,
-        creator: str = "",
-    ) -> Job:
-        """Record a job; once this returns it is durable. With `validate_only` nothing is recorded.
+    def create(self, namespace: str, spec: JobSpec, **options: Any) -> Job:
+        """Record a job; once this returns it is durable. Options are those of Creation.
 
-        The same `request_id` and body give the same job. Raises InvalidRequest, NotServed, AlreadyExists,
-        RequestIdReused, and what is wrong with the artefact store.
+        Raises InvalidRequest, NotServed, AlreadyExists, RequestIdReused, and what is wrong with the artefact store.
         """
-        _check_label("namespace", namespace, 63)
-        if job_id:
-            _check_label("job_id", job_id, MAX_ID_LENGTH)
-        request = _request(request_id, spec, job_id)
-        if request and (earlier := self._store.requested(namespace, request)):
-            return earlier
-        refuse_unserved(spec)
-        planned = self._planner(spec)
-        self._backend.check(planned)
-        self._probe()
-        job = self._new_job(namespace, spec, planned, job_id=job_id, creator=creator)
-        if validate_only:
-            return job
-        return self._record(job, request, may_rename=not job_id)
+        answer = self.create_all([Creation(namespace=namespace, spec=spec, **options)])[0]
+        if isinstance(answer, HoneError):
+            raise answer
+        return answer
+
+    def create_all(self, wanted: Sequence[Creation]) -> Sequence[Job | HoneError]:
+        """Record jobs with as few commits as can be; each answer is what `create` gives or raises."""
+        prepared = [self._prepare(creation) for creation in wanted]
+        new = [(found.job, found.request) for found in prepared if isinstance(found, Prepared)]
+        recorded = iter(self._store.create_all(new))
+        return [
+            self._renamed(creation, found, next(recorded)) if isinstance(found, Prepared) else found
+            for creation, found in zip(wanted, prepared, strict=True)
+        ]
 
     def get(self, namespace: str, job_id: str) -> Job:
         """A job by its id, or by its name while that is unambiguous. Raises NotFound."""
@@ -119,11 +133,49 @@ class Jobs:
 
     def cancel(self, namespace: str, job_id: str) -> Job:
         """Ask a job to end; a second time, or after its end, nothing changes."""
-        job = self.get(namespace, job_id)
+        job = self._managed(namespace, job_id)
         with self._store.change(namespace, job.id, now=self._clock()) as change:
             if not change.job.state.is_terminal and change.job.state != State.CANCELLING:
                 change.to_state(State.CANCELLING, "A caller cancelled it; it is being stopped.")
         return change.written
+
+    def pause(self, namespace: str, job_id: str) -> Job:
+        """Free what a job holds, so that it can be resumed from its last checkpoint; a second time nothing changes.
+
+        Raises WrongState for a job that is being cancelled or has ended.
+        """
+        job = self._managed(namespace, job_id, fix="Submit it to the service to have it paused.")
+        with self._store.change(namespace, job.id, now=self._clock()) as change:
+            state = change.job.state
+            if state in (State.PAUSING, State.PAUSED):
+                pass
+            elif (state, State.PAUSING) not in TRANSITIONS:
+                raise WrongState(f"Job {job.id} is {state}: there is nothing to pause.", fix=_SUBMIT_AGAIN)
+            elif state == State.PENDING and not _has_live_attempt(change.job):
+                change.to_state(State.PAUSED, "It was paused while nothing of it ran.")
+            else:
+                change.to_state(State.PAUSING, "A caller paused it; it is being stopped.")
+        return change.written
+
+    def resume(self, namespace: str, job_id: str) -> Job:
+        """Have a paused job go on with another attempt; one that goes on already is left as it is.
+
+        Raises WrongState for a job that is still being paused or cancelled, or has ended.
+        """
+        job = self._managed(namespace, job_id, fix="Submit it to the service to have it paused and resumed.")
+        with self._store.change(namespace, job.id, now=self._clock()) as change:
+            state = change.job.state
+            if state == State.PAUSED:
+                change.to_state(State.PENDING, "A caller resumed it; it goes on as soon as there is room.")
+            elif state == State.PAUSING:
+                raise WrongState(f"Job {job.id} is still {state}.", fix="Resume it when it is PAUSED.")
+            elif state.is_terminal or state == State.CANCELLING:
+                raise WrongState(f"Job {job.id} is {state}: it cannot go on.", fix=_SUBMIT_AGAIN)
+        return change.written
+
+    def checkpoints(self, namespace: str, job_id: str) -> Sequence[Checkpoint]:
+        """What a job's trainers saved to go on from, in that order; what was removed since is not complete."""
+        return checkpoints(self._store.checkpoint_events(self.get(namespace, job_id)))
 
     def delete(self, namespace: str, job_id: str, *, artifacts: bool = False) -> Job:
         """Delete an ended job, its record and its run directories; with `artifacts` its outputs too.
@@ -144,6 +196,16 @@ class Jobs:
             elif artifacts:
                 change.delete_artifacts = True
         return change.written
+
+    def _managed(self, namespace: str, job_id: str, *, fix: str = "") -> Job:
+        """A job that is this service's to end. Raises WrongState for one that is only shown."""
+        job = self.get(namespace, job_id)
+        if job.observed and not job.state.is_terminal:
+            raise WrongState(
+                f"Job {job.id} was applied by kubectl; this service shows it and does not touch it.",
+                fix=fix or f"kubectl delete job {job.id} --namespace {namespace}",
+            )
+        return job
 
     def events(
         self, namespace: str, *, job_id: str = "", after_seq: int = 0, limit: int = MAX_PAGE_SIZE
@@ -197,9 +259,15 @@ class Jobs:
         if not 0 <= rank < processes:
             message = f"{rank} is not a rank of this job, which has {processes}: 0 to {processes - 1}."
             raise InvalidRequest([Violation(path="rank", value=rank, message=message)])
+        if job.observed:  # kept by nobody but its pods
+            return self._backend.foreign_logs(job.uid, rank=rank, tail=tail, offset=offset)
         if attempt == 0 and not job.attempts:
             return iter(())
-        return self._backend.logs(self._run(job, _attempt(job, attempt)), rank=rank, tail=tail, offset=offset)
+        found = _attempt(job, attempt)
+        if found.state.is_terminal and not self._backend.keeps_ended:
+            kept = self._store.attempt_log(job, number=found.number, rank=rank) or b""
+            return iter([_part(kept, tail=tail, offset=offset)])
+        return self._backend.logs(Run.of(job, found, store=self._artifacts.uri), rank=rank, tail=tail, offset=offset)
 
     def report(self, namespace: str, job_id: str, attempt: int, nonce: str, events: Sequence[Event]) -> int:
         """Take what a trainer reports; the answer is the last of its numbers that is stored, the rest it sends again.
@@ -212,7 +280,9 @@ class Jobs:
                 raise Refused(f"This is not attempt {attempt} of job {job_id}.", fix="Only its own trainer may report.")
             if found.state.is_terminal:
                 raise Refused(f"Attempt {attempt} of job {job_id} has ended: nothing more is taken of it.")
-            return change.store_events(attempt, events)
+            stored = change.store_events(attempt, events)
+        crash_point("report-stored")
+        return stored
 
     def list(self, namespace: str, *, page_size: int = 50, page_token: str = "", filter: str = "") -> JobPage:
         """Jobs, newest first. A token continues the listing that gave it, and no other. Raises InvalidRequest."""
@@ -224,6 +294,18 @@ class Jobs:
         shown = tuple(found[:size])
         return JobPage(jobs=shown, next_page_token=_token(shown[-1], namespace, filter))
 
+    def _planned(self, namespace: str, spec: JobSpec) -> Planned:
+        """The plan; a model that another job leaves, or has yet to leave, has the shape of the one it started from."""
+        exact = named(spec, lambda job: self.get(namespace, job))
+        source = exact.model.source
+        start = base(source, lambda job: self._store.find(namespace, job))
+        if start == source:
+            return self._planner(exact)
+        if own := adapter(source, lambda job: self._store.find(namespace, job)):
+            exact = continued(exact, own)
+        planned = self._planner(with_sources(exact, {source: start}))
+        return replace(planned, spec=with_sources(planned.spec, {start: source}))
+
     def _probe(self) -> None:
         """Find out now, not after hours of training, that outputs could not be stored."""
         with self._probe_lock:
@@ -231,44 +313,70 @@ class Jobs:
                 self._artifacts.probe()
                 self._probed_at = time.monotonic()
 
-    def _new_job(self, namespace: str, spec: JobSpec, planned: Planned, *, job_id: str, creator: str) -> Job:
+    def _prepare(self, creation: Creation) -> "Prepared | Job | HoneError":
+        """What is to be recorded; or the job that the same request made before, or what is wrong."""
+        request: Request | None = None
+        try:
+            request = _check_creation(creation)
+            refuse_unserved(creation.spec)
+            planned = self._planned(creation.namespace, creation.spec)
+            self._backend.check(planned, namespace=creation.namespace)
+            self._probe()
+            job = self._new_job(creation, planned)
+        except HoneError as error:
+            return self._earlier(creation, request) or error
+        if creation.validate_only:
+            return self._earlier(creation, request) or job
+        return Prepared(job, request)
+
+    def _earlier(self, creation: Creation, request: Request | None) -> Job | HoneError | None:
+        """The job that this request made before; asked where recording it would not find out."""
+        try:
+            return self._store.requested(creation.namespace, request) if request else None
+        except HoneError as error:
+            return error
+
+    def _new_job(self, creation: Creation, planned: Planned) -> Job:
         now = self._clock()
         return Job(
-            namespace=namespace,
-            id=job_id or f"{spec.name}-{self._new_suffix()}",
+            namespace=creation.namespace,
+            id=creation.job_id or f"{creation.spec.name}-{self._new_suffix()}",
             uid=str(uuid4()),
-            requested_spec=spec,
+            requested_spec=creation.spec,
             resolved_spec=planned.spec,
             plan=planned.plan,
             state=State.PENDING,
             state_reason="It is recorded and starts as soon as there is room.",
-            creator=creator,
+            creator=creation.creator,
             create_time=now,
             update_time=now,
             version=1,
         )
 
-    def _record(self, job: Job, request: Request | None, *, may_rename: bool) -> Job:
+    def _renamed(self, creation: Creation, prepared: "Prepared", answer: Job | HoneError) -> Job | HoneError:
+        """The answer; where an id that was made up here was taken, that of another try."""
         for _ in range(10):
-            try:
-                return self._store.create(job, request)
-            except AlreadyExists as error:
-                if not may_rename or error.reason != AlreadyExists.reason:
-                    raise
-                job = replace(job, id=f"{job.requested_spec.name}-{self._new_suffix()}")
-        return self._store.create(job, request)
+            if creation.job_id or not isinstance(answer, AlreadyExists) or answer.reason != AlreadyExists.reason:
+                break
+            job = replace(prepared.job, id=f"{creation.spec.name}-{self._new_suffix()}")
+            answer = self._store.create_all([(job, prepared.request)])[0]
+        return answer
 
-    def _run(self, job: Job, attempt: Attempt) -> Run:
-        return Run(
-            namespace=job.namespace,
-            job=job.id,
-            attempt=attempt.number,
-            nonce=attempt.nonce,
-            spec=job.resolved_spec,
-            launch=job.plan.launch,
-            store=self._artifacts.uri,
-            inputs={},
-        )
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that is checked, and not recorded yet."""
+
+    job: Job
+    request: Request | None
+
+
+def _check_creation(creation: Creation) -> Request | None:
+    """The caller's names. Raises InvalidRequest."""
+    _check_label("namespace", creation.namespace, 63)
+    if creation.job_id:
+        _check_label("job_id", creation.job_id, MAX_ID_LENGTH)
+    return _request(creation.request_id, creation.spec, creation.job_id)
 
 
 def _check_label(path: str, value: str, longest: int) -> None:
@@ -283,8 +391,16 @@ def _request(request_id: str, spec: JobSpec, job_id: str) -> Request | None:
     if len(request_id) > 128:
         message = f"has {len(request_id)} characters; at most 128 are kept. A UUID has 36."
         raise InvalidRequest([Violation(path="request_id", value=request_id[:40], message=message)])
-    body = json.dumps([spec.model_dump(mode="json", exclude_unset=True), job_id], sort_keys=True)
+    body = json.dumps([_body(spec), job_id])
     return Request(request_id, hashlib.sha256(body.encode()).hexdigest())
+
+
+def _make_body(spec: JobSpec) -> str:
+    labels = sorted(spec.labels.items())  # the wire keeps no order of them
+    return json.dumps([spec.model_dump_json(exclude={"labels"}, exclude_unset=True), labels])
+
+
+_body = Remembered[JobSpec, str](_make_body)
 
 
 def _page_size(size: int) -> int:
@@ -317,6 +433,16 @@ def _arguments(namespace: str, filter_: str) -> str:
 def _bad_token(token: str, what: str) -> InvalidRequest:
     message = f"{what}: leave it out to begin again."
     return InvalidRequest([Violation(path="page_token", value=token, message=message)])
+
+
+def _part(log: bytes, *, tail: int | None, offset: int) -> bytes:
+    """From byte `offset` on, of that the last `tail` lines."""
+    rest = log[offset:]
+    return rest if tail is None else b"".join(rest.splitlines(keepends=True)[-tail:] if tail else [])
+
+
+def _has_live_attempt(job: Job) -> bool:
+    return bool(job.attempts) and not job.attempts[-1].state.is_terminal
 
 
 def _attempt(job: Job, number: int) -> Attempt:

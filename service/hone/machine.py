@@ -2,17 +2,31 @@
 
 import shutil
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from functools import lru_cache
 from pathlib import Path
 
 import psutil
 
-from hone.errors import InvalidRequest, UserError, Violation
+from hone.errors import InvalidRequest, NotFound, StorageError, UserError, Violation
 from hone.gpus import GpuProfile, load_profiles
-from hone.modelinfo import load_shape
+from hone.modelinfo import (
+    ADAPTER_CONFIG,
+    ADAPTER_IDENTITY,
+    ModelShape,
+    SavedAdapter,
+    load_shape,
+    read_adapter,
+    read_adapter_directory,
+    read_shape,
+)
 from hone.plan import Hardware, Planned, make_plan
+from hone.plan.continued import continued, lora_of
+from hone.remembered import Remembered
 from hone.spec import JobSpec
+from hone.storage import join_path, open_store
 
 BF16_COMPUTE_CAPABILITY = 8.0
 """Ampere is the first generation with bf16 tensor cores."""
@@ -64,14 +78,91 @@ def _profile_of(name: str, memory_bytes: int, capability: float, *, profiles: Ma
     )
 
 
+class Planner:
+    """Plans requests for one set of hardware, as plan_here does, also for models in S3; remembers plans. Files of a
+    model are looked at once a second, objects once a minute."""
+
+    def __init__(self, hardware: Hardware, *, endpoint: str | None = None, region: str | None = None) -> None:
+        """`endpoint` and `region` are those of the S3 store; its keys come from the usual AWS_* variables."""
+        self._plan = Remembered[JobSpec, Planned](lambda spec, shape: make_plan(spec, shape, hardware))
+        self._model = lru_cache(maxsize=1024)(lambda source, second: _model_here(source))
+        self._remote = lru_cache(maxsize=1024)(lambda source, minute: _model_in_s3(source, endpoint, region))
+
+    def __call__(self, spec: JobSpec) -> Planned:
+        """The plan. Raises InvalidRequest."""
+        shape, adapter = _shape_and_adapter(spec.model.source, self._look)
+        return self._plan(_continued(spec, adapter) if adapter else spec, shape)
+
+    def _look(self, source: str) -> "ModelShape | SavedAdapter":
+        now = int(time.monotonic())
+        return self._remote(source, now // 60) if source.startswith("s3://") else self._model(source, now)
+
+
 def plan_here(spec: JobSpec, hardware: Hardware) -> Planned:
     """Plan a request with what this machine can read: a local config.json or the shipped table of shapes.
 
     Raises InvalidRequest, also for a model whose shape nothing here tells.
     """
+    shape, adapter = _shape_and_adapter(spec.model.source, _model_here)
+    return make_plan(_continued(spec, adapter) if adapter else spec, shape, hardware)
+
+
+def _shape_and_adapter(
+    source: str, look: Callable[[str], ModelShape | SavedAdapter]
+) -> tuple[ModelShape, SavedAdapter | None]:
+    """The shape to plan with, which is the base's where the source is an adapter."""
+    found = look(source)
+    if not isinstance(found, SavedAdapter):
+        return found, None
     try:
-        shape = load_shape(spec.model.source)
+        base = found.base
     except UserError as error:
-        violation = Violation(path="model.source", value=spec.model.source, message=str(error))
-        raise InvalidRequest([violation]) from error
-    return make_plan(spec, shape, hardware)
+        raise _no_shape(source, str(error)) from error
+    try:
+        shape = look(base)
+    except InvalidRequest as error:
+        raise _no_shape(source, f"is an adapter, and of its base: {error.violations[0].message}") from error
+    if isinstance(shape, SavedAdapter):
+        raise _no_shape(source, f"is an adapter, and its base {base} is one too: merge that one first.")
+    return shape, found
+
+
+def _continued(spec: JobSpec, adapter: SavedAdapter) -> JobSpec:
+    try:
+        own = lora_of(adapter)
+    except UserError as error:
+        raise _no_shape(spec.model.source, str(error)) from error
+    return continued(spec, own)
+
+
+def _model_here(source: str) -> ModelShape | SavedAdapter:
+    try:
+        scheme, _, place = source.partition("://")
+        return (read_adapter_directory(Path(place), source) if scheme == "file" else None) or load_shape(source)
+    except UserError as error:
+        raise _no_shape(source, str(error)) from error
+
+
+def _model_in_s3(source: str, endpoint: str | None, region: str | None) -> ModelShape | SavedAdapter:
+    bucket, _, prefix = source.removeprefix("s3://").partition("/")
+
+    def read(name: str) -> bytes | None:
+        with suppress(NotFound):
+            return store.get_bytes(join_path("", f"{prefix.rstrip('/')}/{name}"))
+        return None
+
+    try:
+        with closing(open_store(f"s3://{bucket}", endpoint=endpoint, region=region)) as store:
+            if config := read("config.json"):
+                return read_shape(config, source)
+            if adapter := read(ADAPTER_CONFIG):
+                return read_adapter(source, adapter, read(ADAPTER_IDENTITY))
+    except UserError as error:
+        raise _no_shape(source, f"the model's config.json cannot be read: {error}") from error
+    except StorageError as error:
+        raise _no_shape(source, f"the service cannot read it, to plan for it: {error.message}") from error
+    raise _no_shape(source, f"the model's config.json cannot be read: there is none at {source}.")
+
+
+def _no_shape(source: str, message: str) -> InvalidRequest:
+    return InvalidRequest([Violation(path="model.source", value=source, message=message)])

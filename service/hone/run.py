@@ -3,8 +3,10 @@
 The one contract between backends (which write the run file and read the rest) and the trainer (the other way round).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +16,24 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hone.errors import InvalidRequest, Violation
-from hone.job import FailureClass, Launch
+from hone.job import Attempt, Failure, FailureClass, Job, Launch
 from hone.spec import SCHEMA_VERSION, JobSpec
+from hone.spec.faults import faults
+
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""libyaml's where it is there, which the wheels bring: four times as fast, and every job is written twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumePoint:
+    """A checkpoint of an earlier attempt, as the service recorded it."""
+
+    step: int
+    place: str
+    """Below the job's root: `attempt-1/checkpoints/step-000010`."""
+    sha256: str
+    """Digest of its manifest: what is in the store is opened only when it is that, because a checkpoint holds
+    pickles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,28 +51,76 @@ class Run:
     """Root of the artefact store: `file:///…` or `s3://…`."""
     inputs: Mapping[str, str]
     """What every `job://…` of the spec stands for: reference → URI in the store."""
+    resume: tuple[ResumePoint, ...] = ()
+    """Checkpoints to go on from, the newest first."""
     schema_version: int = SCHEMA_VERSION
+
+    @staticmethod
+    def of(
+        job: Job,
+        attempt: Attempt,
+        *,
+        store: str,
+        inputs: Mapping[str, str] | None = None,
+        resume: Sequence[ResumePoint] = (),
+    ) -> "Run":
+        """An attempt of a job, as it is recorded; `inputs` and `resume` are needed to start it only."""
+        return Run(
+            namespace=job.namespace,
+            job=job.id,
+            attempt=attempt.number,
+            nonce=attempt.nonce,
+            spec=job.resolved_spec,
+            launch=job.plan.launch,
+            store=store,
+            inputs=inputs or {},
+            resume=tuple(resume),
+        )
 
     def to_yaml(self) -> str:
         """The run file."""
         data = _adapter().dump_python(self, mode="json", exclude_none=True)
-        return yaml.safe_dump({**data, "spec": self.spec.to_mapping()}, sort_keys=False, allow_unicode=True)
+        if not self.resume:  # most have none; a trainer of before knows no such field
+            del data["resume"]
+        data["spec"] = self.spec.to_mapping()
+        return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     @staticmethod
     def from_yaml(text: str) -> "Run":
         """Read a run file. Raises InvalidRequest when it is not one, or of a newer schema than this trainer knows."""
-        data = yaml.safe_load(text)
-        version = data.get("schema_version") if isinstance(data, dict) else None
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            said = " ".join(str(error).split())
+            raise _refused("", None, f"the run file is not valid YAML: {said}") from error
+        if not isinstance(data, dict):
+            raise _refused("", None, "the run file is not valid: it holds no mapping")
+        version = data.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise _refused(
                 "schema_version", version, f"this trainer knows schemas up to {SCHEMA_VERSION}: use its image"
             )
         try:
-            return _adapter().validate_python(data)
+            return _adapter().validate_python({**data, "spec": _read_spec(data.get("spec"))})
         except ValidationError as error:
             first = error.errors()[0]
             path = ".".join(str(part) for part in first["loc"])
             raise _refused(path, first.get("input"), f"the run file is not valid: {first['msg']}") from error
+
+
+def spec_hash(spec: JobSpec) -> str:
+    """SHA-256 of a request in canonical form: equal for equal requests, however they were written."""
+    text = json.dumps(spec.to_mapping(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_spec(data: Any) -> JobSpec:
+    """Not parse(): rules for what may be asked are not rules for what was decided."""
+    try:
+        return JobSpec.model_validate(data)
+    except ValidationError as error:
+        found = faults(error, JobSpec)
+        raise InvalidRequest([replace(fault, path=f"spec.{fault.path}".rstrip(".")) for fault in found]) from error
 
 
 @lru_cache
@@ -80,7 +146,7 @@ class TrainerExit(IntEnum):
     WRONG_WORLD = 14
     """The launcher did not start the processes that were planned."""
     STORAGE = 15
-    """The artefact store refused or did not answer."""
+    """The artefact store or the Hub did not answer, or asked to slow down."""
     DIVERGED = 16
     """The loss is not a number."""
     INTERRUPTED = 17
@@ -91,6 +157,18 @@ class TrainerExit(IntEnum):
     """The same attempt runs, or ran, in this directory."""
     WORKER_DIED = 20
     """A worker was killed from outside."""
+    DISK_FULL = 21
+    """A disk of this machine, or the one below the artefact store, is full."""
+    STORAGE_REFUSED = 22
+    """The artefact store refuses: wrong credentials, no such bucket, no right."""
+    INTEGRITY = 23
+    """Bytes are not what was promised: an input does not fit its manifest, an output is not what was trained."""
+    PEERS_MISSING = 24
+    """Not every node of the run came before the rendezvous deadline."""
+    PEER_LOST = 25
+    """Another rank or node went away; that one has the reason."""
+    GPU_FAILED = 26
+    """A GPU that was planned cannot be used: none is to be seen, or its driver or its memory fails."""
 
 
 FAILURE_CLASSES: Mapping[TrainerExit, FailureClass] = {
@@ -105,7 +183,30 @@ FAILURE_CLASSES: Mapping[TrainerExit, FailureClass] = {
     TrainerExit.FENCED: FailureClass.INFRA,
     TrainerExit.ALREADY_RAN: FailureClass.INTERNAL,
     TrainerExit.WORKER_DIED: FailureClass.INFRA,
+    TrainerExit.DISK_FULL: FailureClass.INFRA,
+    TrainerExit.STORAGE_REFUSED: FailureClass.INFRA,
+    TrainerExit.INTEGRITY: FailureClass.INFRA,
+    TrainerExit.PEERS_MISSING: FailureClass.INFRA,
+    TrainerExit.PEER_LOST: FailureClass.INFRA,
+    TrainerExit.GPU_FAILED: FailureClass.INFRA,
 }
+
+RETRIED_CLASSES = frozenset({FailureClass.INFRA, FailureClass.PREEMPTED})
+"""Failures after which another attempt may help."""
+NOT_RETRIED = frozenset({TrainerExit.FENCED, TrainerExit.DISK_FULL, TrainerExit.STORAGE_REFUSED, TrainerExit.INTEGRITY})
+"""Of these classes, but the next attempt would meet the same: a person has to look first."""
+FOLLOW_UPS = frozenset({TrainerExit.PEER_LOST})
+"""Only say that somebody else ended."""
+
+
+def is_retried(failure: Failure) -> bool:
+    """Whether another attempt may help: by class, unless the trainer's own code says that it would end the same way."""
+    return failure.failure_class in RETRIED_CLASSES and failure.exit_code not in NOT_RETRIED
+
+
+def first_cause(failures: Sequence[Failure]) -> Failure:
+    """Why a run of several nodes ended, of what its nodes said in order of time: the first that is no follow-up."""
+    return next((failure for failure in failures if failure.exit_code not in FOLLOW_UPS), failures[0])
 
 
 @dataclass(frozen=True)
@@ -143,6 +244,16 @@ class RunDirectory:
     def scratch(self) -> Path:
         """Working files of the trainer: checkpoints in the making, outputs before they are uploaded."""
         return self.path / "scratch"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints that are complete and not in the store yet, `step-NNNNNN` each."""
+        return self.scratch / "checkpoints"
+
+    @property
+    def resume(self) -> Path:
+        """The checkpoint that the run goes on from; absent where it starts from the beginning."""
+        return self.scratch / "resume"
 
     def log(self, rank: int) -> Path:
         """What one rank wrote to stdout and stderr."""

@@ -1,6 +1,7 @@
 """Settings of the service and of local runs: environment variables HONE_*, with defaults that work on a laptop."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -27,7 +28,18 @@ class Settings(BaseSettings):
     database: str = ""
     """SQLAlchemy URL; default: SQLite in home."""
     address: str = "127.0.0.1:7465"
-    """Address that `hone serve` listens on; plain text and without authentication on loopback only."""
+    """Where `hone serve` listens; an address that other machines can reach needs a certificate and authentication."""
+    tls_cert: Path | None = None
+    """Certificate of the service with its chain, PEM; read again when it changes. Absent: plain text, on loopback."""
+    tls_key: Path | None = None
+    """Its key, PEM."""
+    auth: Literal["", "kubernetes", "none"] = ""
+    """kubernetes: callers need a bearer token of the audience `hone`, and rights on Jobs; none: everybody on this
+    machine may do everything. Default: kubernetes where other machines can reach the address, else none."""
+    http_address: str = ""
+    """Address of /healthz, /readyz and /metrics, as 127.0.0.1:8080; they tell no secrets. Default: none is served."""
+    cluster: Path | None = None
+    """The platform's file (the chart's `cluster:`): with it jobs run on Kubernetes; without, on this machine."""
     server: str = ""
     """Address of the service that the CLI and Client talk to; default: the one that owns home, else this process."""
     namespace: str = "default"
@@ -40,6 +52,8 @@ class Settings(BaseSettings):
     """Seconds between SIGTERM and SIGKILL for a local run."""
     log_level: str = "info"
     """debug, info, warning or error."""
+    log_format: Literal["text", "json"] = "text"
+    """How the service's own log is written; each line names namespace and job."""
 
     @property
     def store_uri(self) -> str:

@@ -2,7 +2,8 @@
 
 Used as HONE_TRAINER_PYTHON through a two-line shell script: `quick_trainer.py -m hone_trainer run DIRECTORY`.
 Supervisor, lock, event file, worker process, publishing and exit.json are the trainer's own. Labels of the request say
-what the method does: `steps`, `pause_ms` between them, `ending` (`crash` raises, `deaf` ignores SIGTERM).
+what the method does: `steps`, `pause_ms` between them, `checkpoints` every so many steps and when it is asked to stop
+(then it goes on from what it was handed), `ending` (`crash` raises, `deaf` ignores SIGTERM).
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from hone.job import EventType
@@ -25,18 +27,38 @@ def pretend(context: RunContext) -> None:
     if labels.get("ending") == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     steps = int(labels.get("steps", "3"))
+    every = int(labels.get("checkpoints", "0"))
     context.phase("training")
-    for step in range(1, steps + 1):
+    with context.stop.deferred() if every else nullcontext():
+        for step in range(first_step(context), steps + 1):
+            context.stop.check()
+            time.sleep(int(labels.get("pause_ms", "10")) / 1000)
+            metrics = {"loss": 1.0 / step, "max_steps": float(steps)}
+            context.event(EventType.PROGRESS, f"step {step}", step=step, metrics=metrics)
+            if every and (step % every == 0 or context.stop.asked):
+                save(context, step)
         context.stop.check()
-        time.sleep(int(labels.get("pause_ms", "10")) / 1000)
-        metrics = {"loss": 1.0 / step, "max_steps": float(steps)}
-        context.event(EventType.PROGRESS, f"step {step}", step=step, metrics=metrics)
     if labels.get("ending") == "crash":
         sys.stdout.write("the last line before the end\n")
         raise RuntimeError("it was asked to fail")
     (context.output("adapter") / "adapter_model.safetensors").write_bytes(b"weights")
     record = {"durations_s": {"training": 0.0}, "seed": 0}
     (context.scratch / "worker.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def first_step(context: RunContext) -> int:
+    """The step after the checkpoint that the supervisor fetched, where there was one."""
+    saved = context.directory.resume / "step.json"
+    return int(json.loads(saved.read_text())) + 1 if saved.exists() else 1
+
+
+def save(context: RunContext, step: int) -> None:
+    """Leave a checkpoint where the supervisor looks for them, in one move."""
+    folder = context.scratch / "checkpoint"
+    folder.mkdir()
+    (folder / "step.json").write_text(json.dumps(step))
+    context.directory.checkpoints.mkdir(exist_ok=True)
+    folder.rename(context.directory.checkpoints / f"step-{step:06d}")
 
 
 def note_start(context: RunContext) -> None:
@@ -52,7 +74,7 @@ def main() -> int:
         world.join = lambda *_: None  # it would import torch, to meet nobody
         worker.METHODS["sft"] = pretend
         return worker.main(Path(sys.argv[2]))
-    launch.command = lambda launch, directory: [sys.executable, __file__, "worker", str(directory)]
+    launch.command = lambda launch, directory, **_: [sys.executable, __file__, "worker", str(directory)]
     assert RunDirectory(Path(sys.argv[4])).run_file.exists()
     return __main__.main(sys.argv[3:])
 

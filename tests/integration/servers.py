@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -40,15 +41,19 @@ def find_tool(name: str) -> str | None:
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A loopback port that was free a moment ago, and the next one too: the supervisors of a gang meet there. Below the
+    ports that the kernel gives to connections, any of which could take it meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 1))
+            return port
 
 
 @contextlib.contextmanager
-def run_s3(program: str, directory: Path) -> Iterator[S3Server]:
-    """Run versitygw over a directory until the block ends."""
+def run_s3(program: str, directory: Path, *options: str) -> Iterator[S3Server]:
+    """Run versitygw over a directory, with further options of its own, until the block ends."""
     port = free_port()
     data, metadata = directory / "data", directory / "metadata"
     data.mkdir()
@@ -57,7 +62,8 @@ def run_s3(program: str, directory: Path) -> Iterator[S3Server]:
         endpoint=f"http://127.0.0.1:{port}", access_key="test-access", secret_key="test-secret-key", directory=data
     )
     # Sidecar metadata, because not every file system for temporary files has extended attributes.
-    command = [program, "--port", f"127.0.0.1:{port}", "--quiet", "--keep-alive", "posix", "--sidecar", str(metadata)]
+    command = [program, "--port", f"127.0.0.1:{port}", "--quiet", "--keep-alive", *options]
+    command += ["posix", "--sidecar", str(metadata)]
     environment = {
         "PATH": os.environ.get("PATH", ""),
         "ROOT_ACCESS_KEY": server.access_key,

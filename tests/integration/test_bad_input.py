@@ -135,8 +135,21 @@ BEFORE: dict[str, tuple[Break, tuple[str, ...], int]] = {
         ("H100-80GB", "this machine has no GPU"),
         2,
     ),
-    "a method of a later version": (lambda m: {"method": {"dpo": {}}}, ("dpo", "not served"), 2),
-    "quantisation of a later version": (lambda m: {"quantization": "nf4"}, ("QLoRA", "not served"), 2),
+    "a method of a later version": (
+        lambda m: {"method": {"grpo": {"rewards": [{"regex": {"pattern": "x"}}]}}},
+        ("grpo", "not served"),
+        2,
+    ),
+    "adapter that is none": (
+        lambda m: {
+            "adapter": None,
+            "dataset": None,
+            "training": {},
+            "method": {"merge": {"adapters": [{"source": f"file://{m.base}"}]}},
+        },
+        ("method.merge.adapters.0.source", "holds no adapter"),
+        2,
+    ),
     "home that is a file": (lambda m: m.home.write_text("x"), ("home",), 5),
     "database that is none": (
         lambda m: (m.home.mkdir(), (m.home / "hone.db").write_text("no database " * 100)),

@@ -130,6 +130,28 @@ def test_a_run_under_json_leaves_one_job_on_stdout_and_progress_on_stderr(reques
     assert "running" in done.stderr
 
 
+def test_a_job_is_paused_looked_at_and_resumed_without_a_server(request_file: Callable[..., Path]) -> None:
+    job = answer("submit", request_file(**LONG | {"steps": "600", "checkpoints": "1000"}))["id"]
+    done = hone("pause", job)
+    assert done.returncode == 0, done
+    assert done.stdout == f"default/{job} is PAUSED. Next: hone resume {job}\n"
+    screen = hone("get", job).stdout
+    assert re.search(rf"^default/{job}  PAUSED  step \d+/600", screen, re.MULTILINE), screen
+    assert re.search(r"^  last checkpoint  step \d+, \S+ B, \d+ s ago by attempt 1$", screen, re.MULTILINE), screen
+    assert f"  Next: hone resume {job} · hone cancel {job}" in screen
+    (saved,) = answer("checkpoints", job)["checkpoints"]
+    assert saved["complete"] and f"goes on from step {saved['step']} when it is resumed" in screen
+    table = hone("checkpoints", job).stdout
+    assert table.startswith("STEP  ATTEMPT") and saved["sha256"] in table
+    done = hone("resume", job)
+    assert re.fullmatch(rf"default/{job} is (QUEUED|RUNNING)\. Next: hone watch {job}\n", done.stdout), done
+    done = hone("watch", job)
+    assert done.returncode == 0, done
+    assert re.search(r"^  \d\d:\d\d:\d\d  checkpoint  step \d+ is stored, \S+ B$", done.stdout, re.MULTILINE)
+    done = hone("pause", job)
+    assert (done.returncode, done.stdout) == (2, "") and "SUCCEEDED" in done.stderr
+
+
 def test_a_failed_run_says_why_shows_its_last_lines_and_ends_with_1(request_file: Callable[..., Path]) -> None:
     done = hone("run", request_file(ending="crash"))
     assert done.returncode == 1
@@ -155,7 +177,7 @@ def test_a_missing_input_is_told_before_anything_is_recorded(request_file: Calla
 
 
 def test_what_is_not_served_yet_is_refused_with_2(request_file: Callable[..., Path]) -> None:
-    done = hone("run", request_file(), "--set", "quantization=nf4", "--json")
+    done = hone("run", request_file(), "--set", "reporting.trackers=wandb", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["reason"] == "NOT_SERVED_YET"
 

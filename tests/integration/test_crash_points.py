@@ -52,16 +52,24 @@ POINTS = [
     ("fail", "change-before-commit:4"),
     ("cancel", "stop-asked:1"),
     ("cancel", "stop-asked:2"),
+    ("pause", "stop-asked:1"),
+    ("pause", "stop-asked:2"),
+    ("pause", "logs-read"),
+    ("pause", "ended-on-request"),
+    ("pause", "attempt-recorded:2"),
+    ("pause", "ensure-before-start:2"),
+    ("pause", "ensure-after-start:2"),
     ("delete", "runs-removed"),
     ("delete", "artifacts-deleted"),
     ("delete", "bury-before-commit"),
     ("delete", "bury-after-commit"),
 ]
-ENDS = {"finish": "SUCCEEDED", "fail": "FAILED", "cancel": "CANCELLED", "delete": "DELETED"}
+ENDS = {"finish": "SUCCEEDED", "fail": "FAILED", "cancel": "CANCELLED", "pause": "SUCCEEDED", "delete": "DELETED"}
 LABELS = {
     "finish": {"steps": "12", "pause_ms": "50"},
     "fail": {"steps": "5", "ending": "crash"},
     "cancel": {"steps": "1000", "pause_ms": "20"},
+    "pause": {"steps": "40", "pause_ms": "50", "checkpoints": "1000"},
     "delete": {"steps": "2"},
 }
 
@@ -131,6 +139,8 @@ def test_a_service_killed_anywhere_is_taken_up_where_it_was(
     assert (answer.returncode, answer.stdout) == (0, ENDS[scenario]), answer.stderr
     if scenario == "delete":
         assert_nothing_is_left(home)
+    elif scenario == "pause":
+        assert_gone_on(home)
     else:
         assert_told_once(home, acknowledged, State(ENDS[scenario]))
 
@@ -158,6 +168,24 @@ def assert_told_once(home: Home, acknowledged: list[str], state: State) -> None:
         verify_directory(store, JobLayout("default", job.id).adapter, digest=job.outputs[0].sha256)
     else:
         assert job.outputs == () and attempt.failure
+
+
+def assert_gone_on(home: Home) -> None:
+    """Two attempts, each begun once; every step was made once, and none is missing."""
+    (job,) = home.jobs()
+    assert [(attempt.state, attempt.counted) for attempt in job.attempts] == [
+        (State.CANCELLED, False),
+        (State.SUCCEEDED, True),
+    ]
+    assert home.starts() == [f"{job.id} 1", f"{job.id} 2"]
+    events = home.events()
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert [event.step for event in events if event.type == EventType.PROGRESS] == list(range(1, 41))
+    (saved,) = [event for event in events if event.type == EventType.CHECKPOINT]
+    for number in (1, 2):
+        assert_gone(RunDirectory(home.path / "runs" / "default" / job.id / f"attempt-{number}"))
+    store = open_store((home.path / "artifacts").as_uri())
+    verify_directory(store, JobLayout("default", job.id).output(saved.fields["place"]), digest=saved.fields["sha256"])
 
 
 def assert_gone(directory: RunDirectory) -> None:

@@ -2,14 +2,10 @@
 own supervisor around a method that trains nothing."""
 
 import asyncio
-import os
 import signal
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,56 +35,9 @@ from hone.rpc.server import LocalService
 from hone.rpc.status import DETAILS_KEY
 from hone.run import Run
 from hone.settings import Settings
-from hone.spec import JobSpec
 from hone.v1 import training_service_pb2 as pb
 
-MakeSpec = Callable[..., JobSpec]
-_SERVE = "import asyncio; from hone.rpc.server import serve; from hone.settings import Settings; "
-_SERVE += "asyncio.run(serve(Settings()))"
-
-
-class ServerProcess:
-    """`hone serve` as a process of its own, on a port that is kept over restarts."""
-
-    def __init__(self, home: Path, trainer_python: Path) -> None:
-        self.home = home
-        self._environment = {**os.environ, "HONE_HOME": str(home), "HONE_TRAINER_PYTHON": str(trainer_python)}
-        self._environment.pop("HONE_SERVER", None)
-        self.address = "127.0.0.1:0"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        environment = {**self._environment, "HONE_ADDRESS": self.address}
-        self._log = (self.home.parent / "server.log").open("ab")
-        self.process = subprocess.Popen([sys.executable, "-c", _SERVE], env=environment, stderr=self._log)
-        deadline = time.monotonic() + 30
-        while not ((found := owner(self.home)) and found.pid == self.process.pid and found.address):
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log
-            time.sleep(0.02)
-        self.address = found.address
-
-    def end(self, number: signal.Signals) -> int:
-        assert self.process is not None
-        self.process.send_signal(number)
-        code = self.process.wait(30)
-        self._log.close()
-        return code
-
-    @property
-    def log(self) -> str:
-        return (self.home.parent / "server.log").read_text(encoding="utf-8")
-
-
-@contextmanager
-def running(home: Path, trainer_python: Path, patch: pytest.MonkeyPatch) -> Iterator[ServerProcess]:
-    patch.setenv("HONE_TEST_STARTS", str(home.parent / "starts"))
-    server = ServerProcess(home, trainer_python)
-    server.start()
-    try:
-        yield server
-    finally:
-        if server.process and server.process.poll() is None:
-            server.end(signal.SIGTERM)
+from .hone_server import MakeSpec, ServerProcess, end_runs, quick, running, stub_of, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     script = place / "quick-python"
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).parent / "quick_trainer.py"}" "$@"\n')
     script.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch, running(place / "home", script, patch) as server:
+    with running(ServerProcess(place / "home", script)) as server:
         yield server
 
 
@@ -111,9 +60,9 @@ def client(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Cl
 
 
 @pytest.fixture
-def own_server(tmp_path: Path, quick_python: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerProcess]:
+def own_server(tmp_path: Path, quick_python: Path) -> Iterator[ServerProcess]:
     """A server that may be killed."""
-    with running(tmp_path / "home", quick_python, monkeypatch) as server:
+    with running(ServerProcess(tmp_path / "home", quick_python)) as server:
         yield server
 
 
@@ -122,18 +71,6 @@ def own_client(own_server: ServerProcess) -> Iterator[Client]:
     with Client(own_server.address) as client:
         yield client
         end_runs(client)
-
-
-def end_runs(client: Client) -> None:
-    """Leave nothing behind that trains on."""
-    for job in client.list(filter="state != SUCCEEDED AND state != FAILED AND state != CANCELLED"):
-        client.cancel(job.id)
-        client.wait(job.id, timeout_s=30)
-
-
-def quick(make_spec: MakeSpec, *, steps: int = 3, pause_ms: int = 5, **changes: Any) -> JobSpec:
-    labels = {"steps": str(steps), "pause_ms": str(pause_ms), **changes.pop("labels", {})}
-    return make_spec(labels=labels, **changes)
 
 
 def test_a_job_runs_to_its_end_and_leaves_what_it_promised(client: Client, make_spec: MakeSpec, tmp_path: Path) -> None:
@@ -273,7 +210,7 @@ def test_logs_are_followed_from_before_the_start_to_the_end(client: Client, make
 
 def test_a_plan_tells_every_violation_in_its_body(server: ServerProcess, client: Client, make_spec: MakeSpec) -> None:
     good = client.plan(quick(make_spec))
-    assert good.plan and good.plan.fits and good.spec and good.runs_here
+    assert good.plan and good.plan.fits and good.spec and good.runs_here and good.manifest == ""
     request = pb.PlanJobRequest(parent="namespaces/default")
     request.spec.name = "Not A Name"
     request.spec.method.sft.max_length = 1
@@ -298,10 +235,10 @@ def error_table() -> list[Any]:
         ("CreateJob", pb.CreateJobRequest(parent="x"), "INVALID_ARGUMENT", "INVALID_FIELDS"),
         ("CancelJob", pb.CancelJobRequest(name=nothing), "NOT_FOUND", "NOT_FOUND"),
         ("DeleteJob", pb.DeleteJobRequest(name=nothing), "NOT_FOUND", "NOT_FOUND"),
-        ("PauseJob", pb.PauseJobRequest(name=nothing), "UNIMPLEMENTED", "NOT_SERVED_YET"),
-        ("ResumeJob", pb.ResumeJobRequest(name=nothing), "UNIMPLEMENTED", "NOT_SERVED_YET"),
+        ("PauseJob", pb.PauseJobRequest(name=nothing), "NOT_FOUND", "NOT_FOUND"),
+        ("ResumeJob", pb.ResumeJobRequest(name=nothing), "NOT_FOUND", "NOT_FOUND"),
         ("PreflightJob", pb.PreflightJobRequest(parent=parent), "UNIMPLEMENTED", "NOT_SERVED_YET"),
-        ("ListCheckpoints", pb.ListCheckpointsRequest(parent=nothing), "UNIMPLEMENTED", "NOT_SERVED_YET"),
+        ("ListCheckpoints", pb.ListCheckpointsRequest(parent=nothing), "NOT_FOUND", "NOT_FOUND"),
         ("ListEvents", pb.ListEventsRequest(parent=parent, after_seq=-1), "INVALID_ARGUMENT", "INVALID_FIELDS"),
         ("QueryMetrics", pb.QueryMetricsRequest(name=nothing), "NOT_FOUND", "NOT_FOUND"),
         ("ListOutputs", pb.ListOutputsRequest(parent=nothing), "NOT_FOUND", "NOT_FOUND"),
@@ -359,8 +296,10 @@ def test_only_the_attempts_own_trainer_may_report(server: ServerProcess, client:
     job = client.get(job.id)
     run = Run(namespace=client.namespace, job=job.id, attempt=1, nonce="guessed", spec=job.resolved_spec,
               launch=job.plan.launch, store="file:///nowhere", inputs={})  # fmt: skip
+    reporter = report.Reporter(server.address, run)
     with pytest.raises(Refused, match="not attempt 1"):
-        report.send(server.address, run, [Event(seq=1, time=job.create_time, type="note")])
+        reporter.send([Event(seq=1, time=job.create_time, type="note")])
+    reporter.close()
 
 
 def test_the_server_says_that_it_serves_and_describes_itself(server: ServerProcess) -> None:
@@ -459,6 +398,10 @@ def test_the_client_for_asyncio_has_the_same_methods_and_answers(
             assert "".join([text async for text in other.logs(job.id)]) == "".join(client.logs(job.id))
             assert await other.metrics(job.id) == client.metrics(job.id)
             assert await other.outputs(job.id) == client.outputs(job.id)
+            assert await other.checkpoints(job.id) == client.checkpoints(job.id) == []
+            for call in (other.pause, other.resume):
+                with pytest.raises(WrongState, match="SUCCEEDED"):
+                    await call(job.id)
             assert await other.download(job.id, tmp_path / "out") == [tmp_path / "out" / "adapter"]
             with pytest.raises(NotFound):
                 await other.cancel("nothing")
@@ -470,15 +413,3 @@ def test_the_client_for_asyncio_has_the_same_methods_and_answers(
 def details_of(error: Any) -> bytes:
     found: bytes = dict(error.trailing_metadata())[DETAILS_KEY]
     return found
-
-
-def stub_of(client: Client) -> Any:
-    """The client's own stub, for requests that the client would not send."""
-    return client._stub
-
-
-def wait_until(true: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import os
 import threading
 import time
@@ -15,7 +16,16 @@ from typing import Any
 import boto3
 import pytest
 
-from hone.errors import IntegrityError, NotFound, StorageError, StorageUnavailable, TemporaryError
+from hone.errors import (
+    IntegrityError,
+    InvalidRequest,
+    NotFound,
+    StorageError,
+    StorageUnavailable,
+    TemporaryError,
+)
+from hone.machine import Planner
+from hone.plan import Hardware
 from hone.storage import (
     MANIFEST,
     ArtifactStore,
@@ -460,3 +470,27 @@ def test_probe_refuses_a_server_that_ignores_conditions(spoiled: ArtifactStore, 
     proxy.ignored_condition = condition
     with pytest.raises(StorageError, match="ignores conditional writes"):
         spoiled.probe()
+
+
+def test_an_adapter_in_a_bucket_is_planned_with_the_shape_of_its_base(
+    s3_server: S3Server, bucket: Path, make_spec: Any, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_key)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    files = {
+        "base/config.json": (inputs / "model" / "config.json").read_text(),
+        "adapter/adapter_config.json": json.dumps(config),
+        "adapter/hone_base.json": json.dumps({"source": f"s3://{bucket.name}/base"}),
+    }
+    for name, text in files.items():
+        (bucket / name).parent.mkdir(exist_ok=True)
+        (bucket / name).write_text(text)
+    hardware = Hardware(profiles={}, cpu_cores=2, memory_bytes=8 << 30)
+    planner = Planner(hardware, endpoint=s3_server.endpoint, region="us-east-1")
+    planned = planner(make_spec(model={"source": f"s3://{bucket.name}/adapter"}))
+    assert planned.spec.adapter is not None
+    assert planned.spec.adapter.lora.rank == 4
+    assert planned.plan.trainable_parameters == 2 * 4 * (64 + 64)
+    with pytest.raises(InvalidRequest, match=r"config\.json cannot be read: there is none at s3://"):
+        planner(make_spec(model={"source": f"s3://{bucket.name}/none"}))

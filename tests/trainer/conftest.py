@@ -25,10 +25,6 @@ CHAT_TEMPLATE = (
 GOLDEN = Path(__file__).parent.parent / "golden" / "sft_losses.json"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write golden losses instead of comparing")
-
-
 def make_tokenizer() -> Any:
     """One token for each byte, BOS in front of every text, and a chat template that marks the answers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -67,6 +63,15 @@ def reversals(count: int, *, start: int = 0) -> list[dict[str, str]]:
     return [{"prompt": f"reverse {word} = ", "completion": word[::-1]} for word in words]
 
 
+def preferences(count: int, *, start: int = 0) -> list[dict[str, str]]:
+    """The same tasks with a wrong answer beside the right one, of another length."""
+    rows = reversals(count, start=start)
+    return [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["completion"][::-1] + "ab"[: i % 3]}
+        for i, row in enumerate(rows)
+    ]
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -89,12 +94,12 @@ def tokenizer() -> Any:
 
 
 def merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes laid over a mapping, level by level; None takes a key away."""
+    """Changes laid over a mapping, level by level; None takes a key away, and stays where there is none."""
     merged = dict(base)
     for key, value in changes.items():
         inner = merged.get(key)
-        if value is None:
-            merged.pop(key, None)
+        if value is None and key in merged:
+            del merged[key]
         else:
             merged[key] = (
                 merge(inner if isinstance(inner, dict) else {}, value) if isinstance(value, Mapping) else value
@@ -153,7 +158,7 @@ def make_attempt(tmp_path: Path, tiny_model: Path, rows_file: Path) -> MakeAttem
             "adapter": {"lora": {"rank": 4}},
             "training": {"max_steps": 4, "learning_rate": 1e-2, "warmup_ratio": 0.1, "precision": "fp32"},
         }
-        processes = launch.pop("processes", 1)
+        processes, resume = launch.pop("processes", 1), launch.pop("resume", ())
         defaults: dict[str, Any] = {
             "launcher": "direct" if processes == 1 else "accelerate",
             "strategy": "none" if processes == 1 else "ddp",
@@ -176,6 +181,7 @@ def make_attempt(tmp_path: Path, tiny_model: Path, rows_file: Path) -> MakeAttem
             launch=Launch(**(defaults | launch)),
             store=f"file://{tmp_path}/store",
             inputs={},
+            resume=resume,
         )
         return Attempt(tmp_path / f"run-{made}", run)
 
@@ -206,17 +212,18 @@ def run_here() -> RunHere:
 
     from hone_trainer.context import RunContext
     from hone_trainer.inputs import fetch
-    from hone_trainer.methods import sft
     from hone_trainer.report import EventLog
+    from hone_trainer.worker import METHODS
 
     torch.set_num_threads(1)  # the model is tiny, and other tests run beside this one
 
     def run(attempt: Attempt) -> Attempt:
         directory = attempt.directory
-        directory.scratch.mkdir()
+        directory.scratch.mkdir(exist_ok=True)
         inputs = fetch(attempt.run, directory.scratch / "inputs")
         events = EventLog(directory.events)
-        sft.run(RunContext(run=attempt.run, directory=directory, inputs=inputs, events=events, rank=0, world_size=1))
+        context = RunContext(run=attempt.run, directory=directory, inputs=inputs, events=events, rank=0, world_size=1)
+        METHODS[attempt.run.spec.method.name](context)
         events.close()
         return attempt
 
@@ -227,6 +234,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # What the libraries below say of their own use of each other.
     for line in (
         "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+        "ignore:`gradient_checkpointing_(dis|en)able` is deprecated:FutureWarning",
         "ignore:.*pin_memory:UserWarning:torch",
         "ignore:builtin type (SwigPy|swigvar):DeprecationWarning",
     ):

@@ -61,6 +61,10 @@ def test_a_fraction_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a row without text": ({"prompt": "x", "completion": ""}, r"row 3 .*line 3\): completion is empty"),
     "a row without its column": ({"prompt": "x"}, r"row 3 .*has no column completion, only prompt"),
+    "messages among texts": (
+        {"prompt": [{"role": "user", "content": "x"}], "completion": [{"role": "assistant", "content": "y"}]},
+        r"row 3 .*prompt holds messages, unlike the first row",
+    ),
     "a row of another type": ({"prompt": 7, "completion": "y"}, r"row 3 .*prompt is of type int"),
 }
 

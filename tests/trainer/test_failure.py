@@ -7,7 +7,8 @@ import pytest
 
 from hone.errors import IntegrityError, NotFound, StorageError, StorageUnavailable, UserError
 from hone.job import FailureClass
-from hone.run import FAILURE_CLASSES, RunDirectory, TrainerExit
+from hone.run import FAILURE_CLASSES, NOT_RETRIED, RETRIED_CLASSES, RunDirectory, TrainerExit, first_cause, is_retried
+from hone.storage.local import os_errors_as_storage
 from hone_trainer.failure import (
     RunFailed,
     classify,
@@ -25,6 +26,15 @@ class OutOfMemoryError(RuntimeError):
     """Named as torch names its own."""
 
 
+def full_store() -> BaseException:
+    """What the file store raises when its disk is full."""
+    try:
+        with os_errors_as_storage(Path("/store/x")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    except StorageError as error:
+        return error
+
+
 ERRORS: dict[str, tuple[BaseException, TrainerExit, str]] = {
     "the GPU's memory": (
         OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
@@ -39,24 +49,25 @@ ERRORS: dict[str, tuple[BaseException, TrainerExit, str]] = {
     ),
     "a full disk": (
         OSError(errno.ENOSPC, "No space left", "/scratch/x"),
-        TrainerExit.STORAGE,
+        TrainerExit.DISK_FULL,
         "/scratch/x cannot be written",
     ),
     "a full disk inside a library": (
         OSError("Error: No space left on device (os error 28)"),
-        TrainerExit.STORAGE,
+        TrainerExit.DISK_FULL,
         "disk is full",
     ),
     "a lost peer": (
         RuntimeError("[gloo/transport/tcp] Connection closed by peer"),
-        TrainerExit.WORKER_DIED,
+        TrainerExit.PEER_LOST,
         "Another rank",
     ),
     "a wrong request": (UserError("no"), TrainerExit.USER, "no"),
     "a missing object": (NotFound("gone"), TrainerExit.USER, "gone"),
-    "refusing storage": (StorageError("denied"), TrainerExit.STORAGE, "denied"),
+    "refusing storage": (StorageError("denied"), TrainerExit.STORAGE_REFUSED, "denied"),
+    "a full disk below the store": (full_store(), TrainerExit.DISK_FULL, "The disk of"),
     "silent storage": (StorageUnavailable("timeout"), TrainerExit.STORAGE, "timeout"),
-    "altered bytes": (IntegrityError("altered"), TrainerExit.STORAGE, "altered"),
+    "altered bytes": (IntegrityError("altered"), TrainerExit.INTEGRITY, "altered"),
     "our own verdict": (RunFailed(TrainerExit.DIVERGED, "nan"), TrainerExit.DIVERGED, "nan"),
     "anything else": (KeyError("x"), TrainerExit.INTERNAL, "KeyError: 'x'"),
 }
@@ -72,6 +83,37 @@ def test_every_exception_becomes_a_code_and_a_sentence(name: str) -> None:
 
 def test_every_code_but_success_has_a_class() -> None:
     assert set(TrainerExit) - set(FAILURE_CLASSES) == {TrainerExit.SUCCEEDED}
+
+
+@pytest.mark.parametrize(
+    ("code", "again"),
+    [
+        (TrainerExit.STORAGE, True),
+        (TrainerExit.WORKER_DIED, True),
+        (TrainerExit.INTERRUPTED, True),
+        (TrainerExit.PEERS_MISSING, True),
+        (TrainerExit.PEER_LOST, True),
+        (TrainerExit.DISK_FULL, False),
+        (TrainerExit.STORAGE_REFUSED, False),
+        (TrainerExit.INTEGRITY, False),
+        (TrainerExit.FENCED, False),
+        (TrainerExit.USER, False),
+        (TrainerExit.OUT_OF_MEMORY, False),
+        (TrainerExit.INTERNAL, False),
+    ],
+)
+def test_another_attempt_follows_only_where_it_may_help(code: TrainerExit, again: bool) -> None:
+    assert is_retried(failure_of(RunFailed(code, "x"))) is again
+
+
+def test_codes_that_are_not_retried_would_be_by_their_class() -> None:
+    assert all(FAILURE_CLASSES[code] in RETRIED_CLASSES for code in NOT_RETRIED)
+
+
+def test_the_first_cause_is_told_before_what_followed_from_it() -> None:
+    lost, full = (failure_of(RunFailed(code, "x")) for code in (TrainerExit.PEER_LOST, TrainerExit.DISK_FULL))
+    assert first_cause([lost, full, lost]) is full
+    assert first_cause([lost]) is lost
 
 
 def test_a_failure_survives_its_file(tmp_path: Path) -> None:

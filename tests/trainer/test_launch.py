@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from hone.job import Launch
-from hone_trainer.launch import command, environment, killed_rank, threads
+from hone_trainer.launch import command, environment, killed_rank, threads_of
+from hone_trainer.node import Node
 
 ONE = Launch(
     launcher="direct", strategy="none", device="cpu", nodes=1, processes_per_node=1, gpus_per_node=0, precision="fp32",
@@ -16,13 +17,18 @@ TWO = replace(ONE, launcher="accelerate", strategy="ddp", processes_per_node=2)
 
 
 def test_one_process_needs_no_launcher() -> None:
-    assert command(ONE, Path("/run")) == [sys.executable, "-m", "hone_trainer.worker", "/run"]
+    assert command(ONE, Path("/run"), node=Node(), threads=1) == [
+        sys.executable,
+        "-m",
+        "hone_trainer.worker",
+        "/run",
+    ]
 
 
 def test_several_processes_leave_nothing_to_a_configuration_file() -> None:
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-    arguments = launch_command_parser().parse_args(command(TWO, Path("/run"))[3:])
+    arguments = launch_command_parser().parse_args(command(TWO, Path("/run"), node=Node(), threads=1)[3:])
     checked, *_ = _validate_launch_command(arguments)
     assert (checked.num_processes, checked.multi_gpu, checked.mixed_precision) == (2, True, "no")
     assert (checked.module, checked.training_script, checked.training_script_args) == (
@@ -31,31 +37,57 @@ def test_several_processes_leave_nothing_to_a_configuration_file() -> None:
     assert not checked.cpu  # it would silently start one process
 
 
+def test_a_node_of_several_says_which_it_is_and_where_the_first_one_is() -> None:
+    node = Node(rank=1, main_address="job-a1-0.hone-workers", main_port=29500)
+    arguments = command(replace(TWO, nodes=4), Path("/run"), node=node, threads=3)
+    assert {
+        "--num_processes=8",
+        "--num_machines=4",
+        "--machine_rank=1",
+        "--main_process_ip=job-a1-0.hone-workers",
+        "--main_process_port=29500",
+        "--rdzv_backend=static",
+        "--num_cpu_threads_per_process=3",
+    } <= set(arguments)
+    assert list(node.ranks(replace(TWO, nodes=4))) == [2, 3]
+
+
 def test_workers_are_offline_and_tell_nobody(tmp_path: Path) -> None:
-    found = environment(ONE, tmp_path, {"HF_HUB_OFFLINE": "0", "PATH": "/bin"})
+    found = environment(ONE, tmp_path, {"HF_HUB_OFFLINE": "0", "PATH": "/bin"}, threads=1)
     assert found["PATH"] == "/bin"
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
         assert found[name] == "1"
 
 
 @pytest.mark.parametrize(
-    "leftover", ["WORLD_SIZE", "RANK", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"]
+    "leftover", ["WORLD_SIZE", "RANK", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "PET_NNODES"]
 )
 def test_leftovers_of_another_launcher_are_taken_away(tmp_path: Path, leftover: str) -> None:
-    assert leftover not in environment(ONE, tmp_path, {leftover: "7"})
+    assert leftover not in environment(ONE, tmp_path, {leftover: "7"}, threads=1)
+
+
+def test_workers_are_not_handed_secrets(tmp_path: Path) -> None:
+    secrets = {"HF_TOKEN": "canary-1", "AWS_SECRET_ACCESS_KEY": "canary-2", "HTTPS_PROXY": "http://u:canary-3@proxy"}
+    assert "canary" not in str(environment(ONE, tmp_path, secrets, threads=1))
 
 
 def test_a_cpu_run_sees_no_gpu(tmp_path: Path) -> None:
-    assert environment(ONE, tmp_path, {"CUDA_VISIBLE_DEVICES": "0"})["CUDA_VISIBLE_DEVICES"] == ""
-    on_gpu = environment(replace(ONE, device="cuda"), tmp_path, {"CUDA_VISIBLE_DEVICES": "0"})
+    assert environment(ONE, tmp_path, {"CUDA_VISIBLE_DEVICES": "0"}, threads=1)["CUDA_VISIBLE_DEVICES"] == ""
+    on_gpu = environment(replace(ONE, device="cuda"), tmp_path, {"CUDA_VISIBLE_DEVICES": "0"}, threads=1)
     assert on_gpu["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_cores_are_shared_evenly_and_a_planned_number_is_kept() -> None:
     cores = len(os.sched_getaffinity(0))
-    assert threads(ONE) == cores
-    assert threads(TWO) == max(1, cores // 2)
-    assert threads(replace(TWO, threads_per_process=5)) == 5
+    assert threads_of(ONE, {}) == cores
+    assert threads_of(TWO, {}) == max(1, cores // 2)
+    assert threads_of(replace(TWO, threads_per_process=5), {}) == 5
+
+
+def test_the_limit_of_a_container_counts_and_not_the_cores_of_its_machine() -> None:
+    assert threads_of(ONE, {"HONE_CPU_LIMIT": "1"}) == 1
+    assert threads_of(ONE, {"HONE_CPU_LIMIT": "4096"}) == len(os.sched_getaffinity(0))
+    assert threads_of(ONE, {"HONE_CPU_LIMIT": ""}) == len(os.sched_getaffinity(0))
 
 
 def test_the_rank_that_was_killed_is_read_from_torchruns_last_words() -> None:

@@ -13,12 +13,10 @@ from hone_trainer.failure import RunFailed
 from hone_trainer.inputs import Source
 from hone_trainer.lora import add_lora, target_modules
 from hone_trainer.model import (
-    base_identity,
     check_model,
     count_parameters,
     load_model,
     load_tokenizer,
-    public_name,
     train_in_fp32,
     weights_dtype,
 )
@@ -221,24 +219,3 @@ def test_parameters_are_counted(tiny_model: Path) -> None:
     trainable, total = count_parameters(add_lora(load(tiny_model), Lora(rank=4)))
     assert trainable == 4 * 2 * (128 + 96 + 96 + 128 + 3 * 192)
     assert total == trainable + sum(p.numel() for p in load(tiny_model).parameters())
-
-
-def test_a_base_is_known_by_source_revision_and_config(tiny_model: Path) -> None:
-    identity = base_identity(Source(asked="hf://org/name@main", path=str(tiny_model), revision="abc"))
-    assert (identity["source"], identity["revision"], len(identity["config_sha256"])) == (
-        "hf://org/name@main",
-        "abc",
-        64,
-    )
-
-
-@pytest.mark.parametrize(
-    ("asked", "expected"),
-    [
-        ("hf://org/name@v1", "org/name"),
-        ("file:///home/me/secret/base", "base"),
-        ("s3://bucket/base", "s3://bucket/base"),
-    ],
-)
-def test_a_base_is_named_without_paths_of_this_machine(asked: str, expected: str) -> None:
-    assert public_name(Source(asked=asked, path="/cache")) == expected

@@ -26,7 +26,9 @@ def evals(attempt: Attempt) -> list[tuple[int | None, float]]:
     return [(event.step, event.metrics["eval_loss"]) for event in attempt.events("eval")]
 
 
-@pytest.mark.parametrize(("name", "changes"), [("lora", {}), ("full", FULL), ("packed", PACKED)])
+@pytest.mark.parametrize(
+    ("name", "changes"), [("lora", {}), ("full", FULL), ("packed", PACKED), ("qlora", {"quantization": "nf4"})]
+)
 def test_losses_are_golden(
     make_attempt: MakeAttempt, run_here: RunHere, golden: Golden, name: str, changes: dict[str, Any]
 ) -> None:

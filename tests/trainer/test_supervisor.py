@@ -14,6 +14,8 @@ import pytest
 
 from hone.run import RunDirectory, TrainerExit
 from hone.storage import FileStore, verify_directory
+from hone_trainer.publish import Publisher
+from hone_trainer.report import EventLog
 from hone_trainer.supervisor import supervise
 
 from .conftest import Attempt, MakeAttempt, RunHere, write_rows
@@ -63,7 +65,8 @@ def is_alive(pid: int) -> bool:
 
 
 def outputs_of(attempt: Attempt) -> list[str]:
-    return sorted(path.parent.name for path in attempt.store.rglob("MANIFEST.json"))
+    found = [path.parent for path in attempt.store.rglob("MANIFEST.json")]
+    return sorted(path.name for path in found if path.parent.name != "checkpoints")
 
 
 def test_a_run_leaves_verified_outputs_and_says_so(make_attempt: MakeAttempt, start: Start) -> None:
@@ -80,9 +83,12 @@ def test_a_run_leaves_verified_outputs_and_says_so(make_attempt: MakeAttempt, st
     assert (result["job"], result["attempt"], result["steps"]["done"]) == ("tiny-1", 1, 4)
     assert json.loads((attempt.store / "current.json").read_text())["attempt"] == 1
     assert (attempt.store / "attempt-1" / "metrics.jsonl").read_bytes() == attempt.directory.events.read_bytes()
-    # The same lines stand in the trainer's own log, for `kubectl logs`; the worker wrote to its rank's log.
+    # The same lines stand in the trainer's own log, each with its number; the worker wrote to its rank's log.
     printed = [line for line in attempt.directory.trainer_log.read_bytes().splitlines() if line.startswith(b"{")]
-    assert printed == attempt.directory.events.read_bytes().splitlines()
+    lines = attempt.directory.events.read_bytes().splitlines()
+    assert [json.loads(line) for line in printed] == [
+        {"seq": seq, **json.loads(line)} for seq, line in enumerate(lines, start=1)
+    ]
     assert "trainable params: 8,192 ||" in attempt.directory.log(0).read_text()
     assert not attempt.directory.scratch.exists()
     # A second trainer of the same attempt gives up, and changes nothing.
@@ -223,59 +229,32 @@ def test_a_store_that_cannot_be_written_is_told_before_a_worker_starts(
 ) -> None:
     (tmp_path / "store").write_text("a file where a directory should be")
     attempt = make_attempt()
-    assert supervise(attempt.directory.path) == TrainerExit.STORAGE
+    assert supervise(attempt.directory.path) == TrainerExit.STORAGE_REFUSED
     assert "store" in attempt.exit()["failure"]["message"]
     assert not attempt.directory.log(0).exists()
 
 
 def test_an_older_attempt_is_fenced_off(make_attempt: MakeAttempt) -> None:
-    from hone_trainer.publish import Publisher
-    from hone_trainer.report import EventLog
-
     newer, older = make_attempt(attempt=2), make_attempt(attempt=1)
-    Publisher(newer.run, EventLog(newer.directory.events)).claim()
+    events = EventLog(newer.directory.events)
+    Publisher(newer.run, events, environment={}).claim()
     assert supervise(older.directory.path) == TrainerExit.FENCED
     assert older.exit()["failure"]["message"].startswith("Attempt 2 owns job tiny-1 now; attempt 1 stops")
+    assert not (older.store / "attempt-1").exists()
 
 
-def test_an_attempt_that_was_overtaken_while_it_trained_publishes_nothing(make_attempt: MakeAttempt) -> None:
-    from hone_trainer.failure import RunFailed
-    from hone_trainer.publish import Publisher
-    from hone_trainer.report import EventLog
-
-    older, newer = make_attempt(attempt=1), make_attempt(attempt=2)
-    first = Publisher(older.run, EventLog(older.directory.events))
-    first.claim()
-    finished(older)
-    Publisher(newer.run, EventLog(newer.directory.events)).claim()
-    with pytest.raises(RunFailed) as caught:
-        first.publish(older.directory.scratch, seconds=1)
-    assert caught.value.code == TrainerExit.FENCED
-    assert outputs_of(older) == []
-
-
-def test_what_an_earlier_attempt_left_by_halves_is_replaced(make_attempt: MakeAttempt) -> None:
-    from hone_trainer.publish import Publisher
-    from hone_trainer.report import EventLog
-
-    attempt = make_attempt(attempt=2)
-    left = attempt.store / "adapter" / "stale.safetensors"
-    left.parent.mkdir(parents=True)
-    left.write_text("half")
-    publisher = Publisher(attempt.run, EventLog(attempt.directory.events))
-    publisher.claim()
-    finished(attempt)
-    publisher.publish(attempt.directory.scratch, seconds=1)
-    assert not left.exists()
-    assert outputs_of(attempt) == ["adapter"]
-
-
-def finished(attempt: Attempt) -> None:
-    """What a worker leaves for the supervisor, in small."""
-    output = attempt.directory.scratch / "outputs" / "adapter"
-    output.mkdir(parents=True)
-    (output / "weights").write_text("x")
-    (attempt.directory.scratch / "worker.json").write_text('{"durations_s": {}}')
+def test_complete_results_of_the_same_request_are_not_made_again(
+    make_attempt: MakeAttempt, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, again = make_attempt(), make_attempt(attempt=2)
+    assert supervise(first.directory.path) == 0
+    before = {path: path.read_bytes() for path in first.store.rglob("*") if path.is_file()}
+    assert supervise(again.directory.path) == 0
+    assert {path: path.read_bytes() for path in first.store.rglob("*") if path.is_file()} == before
+    assert [event.type for event in again.events()] == ["note", "output"]
+    told = [run.events("output")[0].fields for run in (first, again)]
+    assert told[0] == told[1]
+    assert "Complete results of this request are in the store already" in capfd.readouterr().err
 
 
 def test_a_run_file_that_is_none_is_a_fault_of_the_request(tmp_path: Path) -> None:
@@ -289,3 +268,19 @@ def test_the_supervisor_starts_without_the_heavy_libraries() -> None:
     script = f"import sys, hone_trainer.supervisor; print(sorted({heavy} & sys.modules.keys()))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+def test_a_worker_that_does_not_hear_is_ended_in_time_to_tell_it(
+    make_attempt: MakeAttempt, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is stopped (SIGSTOP) stands for one that hangs in a library."""
+    monkeypatch.setenv("HONE_GRACE_S", "4")
+    attempt = make_attempt(LONG)
+    child = start(attempt)
+    wait_for(lambda: has_stepped(attempt))
+    os.kill(worker_pid(attempt), signal.SIGSTOP)
+    began = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == TrainerExit.INTERRUPTED
+    assert time.monotonic() - began < 30
+    assert attempt.exit()["failure"]["failure_class"] == "PREEMPTED"

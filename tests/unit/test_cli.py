@@ -29,17 +29,22 @@ OPTIONS = {
     "submit": {
         "--set", "--job-id", "--request-id", "--validate-only", "--json", "--server", "--namespace",
     },
+    "render": {"--set", "--config", "--image", "--store", "--model-config", "--with-tenant", "--namespace"},
     "spec": {"--json"},
     "list": {"--filter", "--limit", "--json", "--server", "--namespace"},
     "get": {"--json", "--server", "--namespace"},
     "watch": {"--json", "--server", "--namespace"},
     "logs": {"--follow", "--tail", "--rank", "--attempt", "--server", "--namespace"},
+    "pause": {"--json", "--server", "--namespace"},
+    "resume": {"--json", "--server", "--namespace"},
+    "checkpoints": {"--json", "--server", "--namespace"},
     "cancel": {"--json", "--server", "--namespace"},
     "delete": {"--artifacts", "--yes", "--json", "--server", "--namespace"},
     "download": {"--kind", "--json", "--server", "--namespace"},
     "serve": {"--address"},
     "doctor": {"--json"},
     "prune": {"--older-than", "--dry-run", "--yes", "--json"},
+    "backup": set(),
 }  # fmt: skip
 """Frozen: scripts rely on these names."""
 
@@ -275,6 +280,19 @@ def _event(
     )
 
 
+def _pairs_measured(*, margin: float) -> Event:
+    figures = {"eval_loss": 0.6, "eval_rewards/margins": margin, "eval_rewards/accuracies": 0.875}
+    return _event(EventType.EVAL, step=20, **figures)
+
+
+def test_of_pairs_the_share_in_the_right_order_is_kept_and_shown_at_each_step() -> None:
+    story = Story()
+    story.add(_event(EventType.PROGRESS, step=1, loss=0.6, **{"rewards/accuracies": 0.75}))
+    story.add(_pairs_measured(margin=0.2))
+    assert story.eval_accuracy == 0.875
+    assert story.progress() == "step 1 · loss 0.6 · 75% of pairs right"
+
+
 def test_a_story_keeps_what_the_last_words_need() -> None:
     story = Story()
     for event in (
@@ -306,7 +324,13 @@ def test_a_second_attempt_begins_the_story_anew() -> None:
         (_event(EventType.STATE, state="QUEUED", message="3 ahead"), ("queued", "3 ahead")),
         (_event(EventType.PHASE, phase="model", message="model"), ("model", "loading the model")),
         (_event(EventType.EVAL, step=20, eval_loss=2.95), ("evaluation", "eval loss 2.95 at step 20")),
+        (
+            _pairs_measured(margin=0.2),
+            ("evaluation", "eval loss 0.6, 87.5% of the pairs in the right order at step 20"),
+        ),
+        (_pairs_measured(margin=0.0), ("evaluation", "eval loss 0.6 at step 20")),
         (_event(EventType.OUTPUT, kind="adapter", size_bytes="2048"), ("output", "adapter is complete, 2.0 KiB")),
+        (_event(EventType.CHECKPOINT, step=1200, size_bytes="2048"), ("checkpoint", "step 1,200 is stored, 2.0 KiB")),
         (_event(EventType.WARNING, message="slow"), ("warning", "slow")),
         (_event(EventType.PROGRESS, step=1), None),
         (_event(EventType.SAMPLE, prompt="p"), None),
@@ -344,6 +368,18 @@ def test_lines_show_progress_every_few_seconds_and_are_never_silent_for_longer()
             longest, last, lines = max(longest, clock.now - last), clock.now, out.getvalue().count("\n")
     assert longest <= LINE_S
     assert lines <= 120 / LINE_S + 1
+
+
+def test_a_paused_job_gives_no_signs_of_life() -> None:
+    out, clock, story = io.StringIO(), _Clock(), Story()
+    display = LineDisplay(Console(file=out, width=200), clock=clock)
+    story.add(_event(EventType.STATE, state="PAUSED"))
+    clock.now = 10 * LINE_S
+    display.wait(story)
+    assert out.getvalue() == ""
+    story.add(_event(EventType.STATE, state="PENDING"))
+    display.wait(story)
+    assert "pending" in out.getvalue()
 
 
 def _attempt(runs: Path, name: str, *, ended: float | None) -> Path:

@@ -98,20 +98,92 @@ def test_every_rule_names_known_values_and_a_fix(rule: Rule) -> None:
     assert any(word in rule.message for word in (": ", ";", " is.", " are."))
 
 
-def test_a_plain_lora_sft_is_served_and_nothing_else_is_promised() -> None:
-    refuse_unserved(parse(request()))
-    for method in list(AXES["method"])[1:]:
+DPO_RULES = {
+    "no loss": ({"loss": []}, "method.dpo.loss"),
+    "a loss twice": ({"loss": ["ipo", "ipo"]}, "method.dpo.loss"),
+    "an unknown loss": ({"loss": ["sigmoid", "simpo"]}, "method.dpo.loss"),
+    "a smoothing that sigmoid would ignore": ({"label_smoothing": 0.1}, "method.dpo.label_smoothing"),
+    "exo_pair without its smoothing": ({"loss": ["exo_pair"]}, "method.dpo.label_smoothing"),
+}
+
+
+@pytest.mark.parametrize("name", DPO_RULES)
+def test_what_a_dpo_loss_would_ignore_or_cannot_do_is_refused(name: str) -> None:
+    options, path = DPO_RULES[name]
+    with pytest.raises(InvalidRequest) as caught:
+        parse({**request(method="dpo"), "method": {"dpo": options}})
+    assert [violation.path for violation in caught.value.violations] == [path]
+
+
+def test_an_adapter_that_changes_the_bases_biases_gives_no_reference_when_it_is_switched_off() -> None:
+    data = request(method="dpo")
+    data["adapter"] = {"lora": {"bias": "all"}}
+    with pytest.raises(InvalidRequest, match="gives no reference"):
+        parse(data)
+    parse({**data, "method": {"dpo": {"precompute_reference": True}}})
+
+
+def test_margins_are_for_reward_and_sample_prompts_are_not() -> None:
+    margin = {"source": "hf://org/data", "eval_split": "test", "columns": {"margin": "gap"}}
+    parse({**request(method="reward"), "dataset": margin})
+    with pytest.raises(InvalidRequest, match="dpo knows no margins"):
+        parse({**request(method="dpo"), "dataset": margin})
+    samples = {"samples": {"prompts": 2}}
+    with pytest.raises(InvalidRequest, match="answers no prompts"):
+        parse({**request(method="reward"), "dataset": margin, "reporting": samples})
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        {},
+        {"quantization": "nf4"},
+        {"method": "merge"},
+        {"method": "dpo"},
+        {"method": "dpo", "weights": "full"},
+        {"method": "reward"},
+        {"method": "reward", "weights": "full"},
+        {"optimizer": "adamw_8bit"},
+        {"optimizer": "paged_adamw_8bit", "weights": "full"},
+        {"optimizer": "adamw_bf16_sr", "weights": "full"},
+    ],
+    ids=lambda chosen: "-".join(chosen.values()) or "plain",
+)
+def test_what_runs_is_served(served: dict[str, str]) -> None:
+    refuse_unserved(parse(request(**served)))
+
+
+def test_methods_that_do_not_run_yet_are_not_promised() -> None:
+    for method in ("ppo", "grpo"):
         with pytest.raises(NotServed, match=f"Method {method} is not served"):
             refuse_unserved(parse(request(method=method)))
 
 
 def test_all_that_is_not_served_is_told_at_once() -> None:
-    data = request(quantization="nf4", strategy="zero3")
+    data = request(strategy="zero3")
+    data["reporting"] = {"trackers": ["wandb"]}
     data["output"] = {"hub": {"repo": "org/name"}}
     with pytest.raises(NotServed) as caught:
         refuse_unserved(parse(data))
-    assert all(word in str(caught.value) for word in ("QLoRA", "zero3", "output.hub"))
+    assert all(word in str(caught.value) for word in ("trackers", "zero3", "output.hub"))
 
 
 def test_every_method_says_which_rows_it_reads() -> None:
     assert set(FORMATS) == set(AXES["method"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"training": {"learning_rate": 1e-4}}, "training.learning_rate"),
+        ({"training": {"seed": 3}}, "training.seed"),
+        ({"compute": {"gpus_per_node": 1}}, "compute.gpus_per_node"),
+        ({"compute": {"nodes": 2}}, "compute.nodes"),
+        ({"compute": {"processes_per_node": 2}}, "compute.processes_per_node"),
+    ],
+)
+def test_what_a_merge_would_ignore_is_refused(changes: dict[str, Any], path: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse({**request(method="merge"), **changes})
+    assert [violation.path for violation in caught.value.violations] == [path]
+    assert "remove it" in caught.value.violations[0].message

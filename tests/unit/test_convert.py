@@ -11,13 +11,14 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from hone import job as answers
 from hone.errors import InvalidRequest, Violation
 from hone.job import Attempt, Event, Failure, FailureClass, Job, MetricSeries, Point, State
 from hone.rpc import convert
 from hone.spec import JobSpec
-from hone.spec.parse import part_of
+from hone.spec.faults import part_of
 from hone.spec.part import Part
 from hone.v1 import job_pb2, spec_pb2
 from hone.v1 import training_service_pb2 as pb
@@ -82,7 +83,7 @@ def wire_kind(field: FieldDescriptor) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["Failure", "Event", "Point", "MetricSeries", "Progress", "Output", "Attempt", "MemoryItem", "Launch",
+    ["Failure", "Event", "Point", "MetricSeries", "Progress", "Output", "Checkpoint", "Attempt", "MemoryItem", "Launch",
      "Alternative", "Plan", "Job"],
 )  # fmt: skip
 def test_every_answer_has_the_same_fields_in_the_proto(name: str) -> None:
@@ -206,8 +207,12 @@ def test_a_request_that_breaks_rules_is_refused_with_all_of_them() -> None:
 
 
 def test_a_number_that_the_wire_cannot_carry_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"training\.max_steps"):
+        JobSpec.model_validate(demo(training={"max_steps": 2**31}))
+    spec = JobSpec.model_validate(demo())
+    unchecked = spec.model_copy(update={"training": spec.training.model_copy(update={"max_steps": 2**40})})
     with pytest.raises(InvalidRequest, match="cannot be sent"):
-        convert.spec_to_message(JobSpec.model_validate(demo(training={"max_steps": 2**40})))
+        convert.spec_to_message(unchecked)
 
 
 def test_an_empty_list_where_the_default_has_words_is_refused_rather_than_lost() -> None:
@@ -268,3 +273,19 @@ def test_what_is_no_name_of_a_job_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match=r"namespaces/\{namespace\}/jobs/\{job\}"):
         convert.split_job_name(name)
     assert convert.split_job_name(convert.job_name("team-a", "demo-x7k2p")) == ("team-a", "demo-x7k2p")
+
+
+def test_a_number_that_was_too_large_for_its_sender_is_refused_by_its_path() -> None:
+    """A sender that checks nothing writes 2^31 into a field of 32 bits, where it turns negative."""
+    request = convert.spec_to_message(JobSpec.model_validate(demo())).SerializeToString()
+    training = spec_pb2.JobSpec.DESCRIPTOR.fields_by_name["training"].number
+    max_steps = spec_pb2.Training.DESCRIPTOR.fields_by_name["max_steps"].number
+    number = bytes([max_steps << 3, *_varint(2**31)])
+    message = convert.decode(spec_pb2.JobSpec, request + bytes([training << 3 | 2, len(number)]) + number)
+    with pytest.raises(InvalidRequest) as caught:
+        convert.spec_from_message(message)
+    assert [violation.path for violation in caught.value.violations] == ["training.max_steps"]
+
+
+def _varint(number: int) -> list[int]:
+    return [number] if number < 128 else [number & 127 | 128, *_varint(number >> 7)]

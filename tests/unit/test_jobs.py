@@ -161,9 +161,9 @@ def test_validate_only_answers_and_records_nothing(jobs: Jobs, make_spec: MakeSp
 
 
 def test_what_is_not_served_is_planned_and_not_created(jobs: Jobs, make_spec: MakeSpec) -> None:
-    spec = make_spec(quantization="nf4")
-    assert jobs.plan(spec).plan.peak_bytes > 0
-    with pytest.raises(NotServed, match="nf4"):
+    spec = make_spec(method={"grpo": {"rewards": [{"regex": {"pattern": "x"}}]}})
+    assert jobs.plan("default", spec).plan.peak_bytes > 0
+    with pytest.raises(NotServed, match="grpo"):
         jobs.create("default", spec)
 
 

@@ -15,7 +15,7 @@ import pytest
 from hone import gpus
 from hone.backends import run_files
 from hone.backends.base import Observation, Phase
-from hone.backends.inputs import check_inputs
+from hone.backends.inputs import check_inputs, sources
 from hone.backends.local import LocalBackend
 from hone.backends.room import Needs, Room, Share
 from hone.errors import InvalidRequest, StorageError, WrongState
@@ -455,7 +455,7 @@ def test_inputs_that_cannot_be_read_are_refused_before_anything_runs(
 ) -> None:
     spec = make_spec(**_broken(case, inputs))
     with pytest.raises(InvalidRequest) as caught:
-        check_inputs(spec)
+        check_inputs(sources(spec))
     assert [violation.path for violation in caught.value.violations] == [path]
     assert message in caught.value.violations[0].message
 
@@ -490,27 +490,27 @@ def _broken(case: str, inputs: Path) -> dict[str, Any]:
 def test_every_bad_input_is_told_at_once(make_spec: Callable[..., JobSpec]) -> None:
     spec = make_spec(model={"source": "file:///nowhere"}, dataset={"source": "file:///nothing.jsonl"})
     with pytest.raises(InvalidRequest) as caught:
-        check_inputs(spec)
+        check_inputs(sources(spec))
     assert [violation.path for violation in caught.value.violations] == ["model.source", "dataset.source"]
 
 
 def test_a_path_with_escapes_is_the_path_it_stands_for(inputs: Path, make_spec: Callable[..., JobSpec]) -> None:
     (inputs / "my rows#1.jsonl").write_text('{"text": "a"}\n')
-    check_inputs(make_spec(dataset={"source": f"file://{inputs}/my%20rows#1.jsonl"}))
+    check_inputs(sources(make_spec(dataset={"source": f"file://{inputs}/my%20rows#1.jsonl"})))
 
 
 def test_what_cannot_run_here_is_refused_with_the_reason(backend: LocalBackend, make_run: Plans) -> None:
     run, plan = make_run()
     planned = Planned(spec=run.spec, plan=plan, runs_here=False, why_not_here="It needs 8 × H100-80GB.")
     with pytest.raises(InvalidRequest, match="It needs 8 × H100-80GB") as caught:
-        backend.check(planned)
+        backend.check(planned, namespace="default")
     assert caught.value.violations[0].path == "compute"
 
 
 def test_a_disk_without_room_is_refused_before_anything_runs(backend: LocalBackend, make_run: Plans) -> None:
     run, plan = make_run()
     with pytest.raises(StorageError, match="GiB free") as caught:
-        backend.check(Planned(spec=run.spec, plan=replace(plan, disk_bytes=2**60), runs_here=True))
+        backend.check(Planned(spec=run.spec, plan=replace(plan, disk_bytes=2**60), runs_here=True), namespace="default")
     assert "HONE_HOME" in caught.value.fix
 
 

@@ -1,6 +1,8 @@
 import ast
 import json
+import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ from hone.modelinfo import (
     dora_parameters,
     load_shape,
     lora_parameters,
+    read_adapter_directory,
     read_config,
     saved_module_parameters,
     select,
     shipped_configs,
+    with_scores,
 )
 
 MISTRAL = "hf://mistralai/Mistral-7B-v0.3"
@@ -295,6 +299,19 @@ def test_a_classifier_has_its_own_head() -> None:
     assert reward.linear_layers[-1].path == "score"
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_reward_models_shape_is_the_one_that_its_config_gives_with_one_label(name: str) -> None:
+    found, wanted = with_scores(load_shape(f"hf://{name}")), load_shape(f"hf://{name}", num_labels=1)
+    assert found.parameters == wanted.parameters
+    assert {layer.path for layer in found.linear_layers} == {layer.path for layer in wanted.linear_layers}
+
+
+def test_all_linear_of_an_encoder_leaves_its_classifier_out() -> None:
+    shape = with_scores(load_shape("hf://distilbert/distilbert-base-uncased"))
+    names = [layer.name for layer in select(shape.linear_layers, ["all-linear"])]
+    assert names == ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"]
+
+
 def test_quantized_are_the_linear_layers_without_head_embedding_and_experts() -> None:
     assert load_shape(MISTRAL).quantizable_weights == 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     mixtral = load_shape("hf://mistralai/Mixtral-8x7B-v0.1")
@@ -374,16 +391,60 @@ def test_a_broken_config_file_is_named(tmp_path: Path, content: str, message: st
     assert str(tmp_path) in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [((), "save_pretrained"), (("adapter_config.json",), "It holds an adapter; name the base model")],
-)
-def test_a_directory_without_config_is_told_what_it_is(tmp_path: Path, files: tuple[str, ...], message: str) -> None:
-    for name in files:
-        (tmp_path / name).touch()
-    with pytest.raises(UnknownModel) as error:
+def test_a_directory_without_config_is_told_what_it_should_be(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match="save_pretrained"):
         load_shape(f"file://{tmp_path}")
-    assert message in str(error.value)
+
+
+def write_adapter(directory: Path, config: Mapping[str, Any] = {}, identity: Mapping[str, Any] = {}) -> str:
+    directory.mkdir(exist_ok=True)
+    values = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj"], **config}
+    (directory / "adapter_config.json").write_text(json.dumps(values))
+    if identity:
+        (directory / "hone_base.json").write_text(json.dumps(identity))
+    return f"file://{directory}"
+
+
+@pytest.mark.parametrize(
+    ("config", "identity"),
+    [
+        ({"base_model_name_or_path": "mistralai/Mistral-7B-v0.3"}, {}),
+        ({"base_model_name_or_path": "some-name"}, {"source": MISTRAL, "revision": "abc"}),
+    ],
+)
+def test_the_shape_of_an_adapter_is_that_of_its_base(
+    tmp_path: Path, config: dict[str, Any], identity: dict[str, Any]
+) -> None:
+    assert load_shape(write_adapter(tmp_path / "a", config, identity)).parameters == load_shape(MISTRAL).parameters
+
+
+def test_an_adapter_of_an_adapter_is_refused(tmp_path: Path) -> None:
+    first = write_adapter(tmp_path / "a", {"base_model_name_or_path": "org/name"})
+    with pytest.raises(UnknownModel, match="is an adapter itself"):
+        load_shape(write_adapter(tmp_path / "b", identity={"source": first}))
+
+
+def test_a_saved_adapter_tells_its_base_at_its_revision(tmp_path: Path) -> None:
+    write_adapter(tmp_path, identity={"source": "hf://org/name@main", "revision": "abc"})
+    adapter = read_adapter_directory(tmp_path, "file:///x")
+    assert adapter is not None
+    assert adapter.base == "hf://org/name@abc"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "IA3"}, "an adapter of the kind 'IA3'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "started by pissa_niter_4, which changes the base"),
+        ({"base_model_name_or_path": "base"}, "does not say where the adapter's base is"),
+    ],
+)
+def test_an_adapter_whose_base_cannot_be_known_is_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    write_adapter(tmp_path, config)
+    with pytest.raises(BadConfig, match=re.escape(message)):
+        adapter = read_adapter_directory(tmp_path, "file:///x")
+        assert adapter is not None
+        assert adapter.base
 
 
 def test_a_directory_that_is_not_there_is_told_so(tmp_path: Path) -> None:

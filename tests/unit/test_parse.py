@@ -1,5 +1,6 @@
 """Bad requests: every violation at once, each with path, value and fix."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,25 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "adapter.lora.target_modules",
         "stands alone",
     ),
-    "credentials in an address": (good(dataset={"source": "s3://key:pw@bucket/x"}), "dataset.source", "by reference"),
+    "credentials in an address": (good(dataset={"source": "s3://key:pw@bucket/x"}), "dataset.source", "of a Secret"),
+    "user in an address": (good(dataset={"source": "s3://key@bucket/x"}), "dataset.source", "user-info"),
+    "label of ours": (good(labels={"hone.dev/job": "x"}), "labels.hone.dev/job", "label"),
+    "label without a name": (good(labels={"": "x"}), "labels.", "label"),
+    "queue without a name": (good(scheduling={"queue": ""}), "scheduling.queue", "label"),
+    "priority without a queue": (good(scheduling={"priority": "high"}), "scheduling.priority", "scheduling.queue"),
     "unknown tracker": (good(reporting={"trackers": "comet"}), "reporting.trackers", "wandb"),
     "hub repository": (good(output={"hub": {"repo": "name"}}), "output.hub.repo", "organisation/name"),
+    "more steps than the wire carries": (
+        good(training={"max_steps": 2**31}),
+        "training.max_steps",
+        "2147483648 is too large: max_steps is at most 2147483647",
+    ),
+    "more rows than the wire carries, as a text": (
+        good(training={"micro_batch_size": "4000000000"}),
+        "training.micro_batch_size",
+        "at most 2147483647",
+    ),
+    "a deadline of centuries": (good(scheduling={"deadline": "999999d"}), "scheduling.deadline", "too large"),
     "short deadline": (good(scheduling={"deadline": "5s"}), "scheduling.deadline", "at least 60"),
 }
 
@@ -128,6 +145,57 @@ def test_a_bad_request_names_the_field_and_the_fix(data: dict[str, Any], path: s
     assert path in found
     assert words in found[path]
     assert len(found) == 1, f"one fault, but also: {found}"
+
+
+TOKENS = {
+    "a Hugging Face token": "hf_" + "aB3" * 12,
+    "an AWS access key": "AKIA" + "IOSFODNN7EXAMPLE",
+    "a private key": "-----BEGIN RSA PRIVATE " + "KEY-----\nMIIE\n",
+    "a GitHub token": "ghp_" + "aB3" * 12,
+    "a JSON web token": ".".join(["eyJ" + "a" * 12, "eyJ" + "b" * 12, "c" * 12]),
+    "an address with user-info": "https://me:" + "pass@example.com/x",
+}
+PLACES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "model.system_prompt": lambda text: {"model": {"source": "hf://a/b", "system_prompt": f"Use {text} for all."}},
+    "model.chat_template": lambda text: {"model": {"source": "hf://a/b", "chat_template": text}},
+    "dataset.columns.text": lambda text: {"dataset": {"source": "hf://a/b", "columns": {"text": text}}},
+    "labels.team": lambda text: {"labels": {"team": text}},
+    "model.new_tokens": lambda text: {"model": {"source": "hf://a/b", "new_tokens": ["x", text]}},
+    "training.learning_rate": lambda text: {"training": {"learning_rate": text}},
+    "output.token": lambda text: {"output": {"token": text}},
+    "output.hub": lambda text: {"output": {"hub": [{"repo": text}]}},
+}
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_text_that_looks_like_a_token_is_refused_and_never_repeated(kind: str, place: str) -> None:
+    token = TOKENS[kind]
+    with pytest.raises(InvalidRequest) as caught:
+        parse(good(**PLACES[place](token)))
+    found = {violation.path: violation for violation in caught.value.violations}
+    assert kind in found[place].message
+    assert "of a Secret" in found[place].message
+    shown = [str(caught.value), *(repr(violation.value) for violation in caught.value.violations)]
+    assert not [text for text in shown if token in text or token.split()[-1] in text]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf://org/name@main",
+        "hf_",
+        "AKIA is a prefix",
+        "https://example.com/@me?x=a@b.example",
+        "file:///data/a@b",
+        "d2a9a3ce0b1f4f0e9a2d6f3c5b8e7d1a4c6f8e0b",
+        "mail me@example.com",
+        "-----BEGIN PUBLIC KEY-----",
+    ],
+)
+def test_what_only_resembles_a_token_is_let_through(text: str) -> None:
+    spec = parse(good(model={"source": "hf://org/name", "system_prompt": text}))
+    assert spec.model.system_prompt == text
 
 
 def test_faults_of_fields_and_of_their_combinations_come_together() -> None:

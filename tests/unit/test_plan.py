@@ -15,6 +15,7 @@ from hone.job import Launch, Plan
 from hone.modelinfo import load_shape
 from hone.plan import Hardware, Planned, make_plan
 from hone.plan.memory import NF4_BYTES
+from hone.spec import Training
 from hone.spec.parse import parse
 
 PROFILES = load_profiles()
@@ -53,6 +54,39 @@ def test_qlora_of_7b_fits_a_24_gib_card_and_its_weights_are_4_13_gb() -> None:
     weights = next(item for item in answer.memory if item.name == "weights nf4")
     assert weights.size_bytes == int(6_979_321_856 * NF4_BYTES + 268_701_696 * 2)
     assert round(weights.size_bytes / 1e9, 2) == 4.14
+
+
+PAIRS = {"max_length": 1024}
+ONE_H200 = {"gpu": "H200", "gpus_per_node": 1}
+
+
+def sizes(answer: Plan) -> dict[str, int]:
+    return {item.name: item.size_bytes for item in answer.memory}
+
+
+def test_a_pair_is_two_sequences() -> None:
+    fixed = {"adapter": {"lora": {}}, "training": {"micro_batch_size": 2}, "compute": {"gpu": "H100-80GB"}}
+    one = plan(method={"sft": {"max_length": 1024}}, **fixed).plan
+    two = plan(method={"dpo": PAIRS}, **fixed).plan
+    assert sizes(two)["activations"] == pytest.approx(2 * sizes(one)["activations"], rel=1e-6)
+
+
+def test_full_dpo_keeps_a_copy_as_its_reference_unless_it_is_computed_once() -> None:
+    live = plan(method={"dpo": PAIRS}, compute=ONE_H200).plan
+    once = plan(method={"dpo": {**PAIRS, "precompute_reference": True}}, compute=ONE_H200).plan
+    adapted = plan(method={"dpo": PAIRS}, adapter={"lora": {}}).plan
+    assert sizes(live)["reference model"] == pytest.approx(4 * live.parameters, rel=1e-6)
+    assert "reference model" not in {**sizes(once), **sizes(adapted)}
+
+
+def test_a_reward_model_has_a_head_of_one_score_that_is_trained_beside_an_adapter() -> None:
+    answer = plan(method={"reward": PAIRS}, adapter={"lora": {"rank": 16}}).plan
+    assert answer.parameters == 7_248_023_552 - 32_768 * 4096 + 4096
+    assert answer.trainable_parameters == 41_943_040 + 4096
+    assert "logits" not in sizes(answer)
+    encoder = plan(model={"source": "hf://distilbert/distilbert-base-uncased"}, method={"reward": PAIRS}).plan
+    assert encoder.parameters == 66_954_241
+    assert any("512 positions" in warning for warning in encoder.warnings)
 
 
 def test_the_breakdown_sums_to_the_peak() -> None:
@@ -158,6 +192,45 @@ def test_what_only_the_model_or_the_hardware_can_tell_is_a_violation_too(
         plan(**changes)
     assert [violation.path for violation in caught.value.violations] == [path]
     assert words in caught.value.violations[0].message
+
+
+def test_a_merge_is_planned_for_one_process_on_the_cpu_with_the_weights_in_fp32() -> None:
+    merge = {"merge": {"adapters": [{"source": "file:///adapter"}]}}
+    planned = plan(method=merge, dataset=None)
+    launch, parameters = planned.plan.launch, load_shape(MISTRAL).parameters
+    assert (launch.device, launch.world_size, planned.plan.trainable_parameters) == ("cpu", 1, 0)
+    assert 6 * parameters < planned.plan.peak_bytes < 7 * parameters + 2 * 2**30
+    assert planned.spec.training == Training()
+    assert planned.plan.output_bytes == {"merged": 2 * parameters}
+    small = plan(Hardware(profiles=PROFILES, cpu_cores=2, memory_bytes=8 * GIB), method=merge, dataset=None).plan
+    assert small.sentence.startswith("Does not fit: merge needs 44.")
+    assert small.alternatives == ()
+
+
+def test_stochastic_rounding_needs_eight_bytes_a_parameter_and_lets_7b_fit_80_gb() -> None:
+    compute = {"gpu": "H100-80GB", "gpus_per_node": 1}
+    assert not plan(compute=compute).plan.fits
+    planned = plan(compute=compute, training={"optimizer": "adamw_bf16_sr", "micro_batch_size": 1})
+    assert planned.plan.fits
+    kept = {item.name: item.size_bytes for item in planned.plan.memory}
+    assert kept["weights"] + kept["gradients"] + kept["optimizer"] == 8 * load_shape(MISTRAL).parameters
+
+
+def test_stochastic_rounding_computes_in_bf16_on_a_cpu_too() -> None:
+    model = {"source": "hf://HuggingFaceTB/SmolLM2-135M"}
+    planned = plan(model=model, training={"optimizer": "adamw_bf16_sr"}, compute={"gpus_per_node": 0})
+    assert planned.plan.launch.precision == "bf16"
+
+
+def test_stochastic_rounding_is_refused_on_a_gpu_without_bf16() -> None:
+    [old] = [name for name, profile in PROFILES.items() if not profile.bf16][:1]
+    with pytest.raises(InvalidRequest, match=f"needs a GPU that computes in bf16, and {old} does not"):
+        plan(training={"optimizer": "adamw_bf16_sr"}, compute={"gpu": old, "gpus_per_node": 1})
+
+
+def test_qlora_on_fused_experts_is_refused_with_the_reason() -> None:
+    with pytest.raises(InvalidRequest, match=r"quantization: nf4 does not hold .*Mixtral.* experts are fused"):
+        plan(model={"source": "hf://mistralai/Mixtral-8x7B-v0.1"}, adapter={"lora": {}}, quantization="nf4")
 
 
 def peak(**changes: Any) -> int:

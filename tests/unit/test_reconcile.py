@@ -4,9 +4,10 @@ What this machine cannot show (a machine that is taken away, an outage) is shown
 keeps attempts in memory and does what the test says.
 """
 
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,15 +16,15 @@ from typing import Any
 import pytest
 
 from hone import gpus
-from hone.backends.base import Backend, Observation, Phase
+from hone.backends.base import Backend, ForeignJob, Observation, Owner, Phase
 from hone.backends.local import LocalBackend
-from hone.errors import NotFound, StorageUnavailable, Unavailable
+from hone.errors import NotFound, StorageUnavailable, Unavailable, WrongState
 from hone.job import Event, EventType, Failure, FailureClass, Job, Plan, State
 from hone.jobs import Jobs
 from hone.machine import plan_here
 from hone.plan import Hardware, Planned
 from hone.reconcile import Reconciler
-from hone.run import Run
+from hone.run import Run, TrainerExit, spec_hash
 from hone.spec import JobSpec
 from hone.storage import ArtifactStore, JobLayout, open_store, upload_directory
 from hone.store import Store
@@ -39,16 +40,33 @@ class Cluster:
 
     name: str = "cluster"
     max_waiting: int | None = None
+    poll_s: float = 0.5
+    keeps_ended: bool = True
+    tails: dict[int, bytes] = field(default_factory=dict)
+    people: list[ForeignJob] = field(default_factory=list)
     seen: dict[int, Observation] = field(default_factory=dict)
     events: dict[int, list[Event]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     is_down: bool = False
+    unread: dict[int, list[Event]] = field(default_factory=dict)
+    """Events of an attempt that go with it when it is asked to end, and its tails with them."""
 
-    def check(self, planned: Planned) -> None:
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def subscribe(self, callback: Callable[[str, str], None]) -> Callable[[], None]:
+        return lambda: None
+
+    def manifest(self, planned: Planned, *, namespace: str) -> str:
+        return ""
+
+    def check(self, planned: Planned, *, namespace: str) -> None:
         """Everything runs here."""
 
     def ensure(self, run: Run, plan: Plan) -> Observation:
         self._called(f"ensure {run.attempt}")
+        self.runs.append(run)
         return self.seen.setdefault(run.attempt, Observation(phase=Phase.WAITING, reason="No node is free."))
 
     def observe(self, run: Run, *, after_seq: int) -> Observation:
@@ -62,10 +80,29 @@ class Cluster:
 
     def remove(self, run: Run) -> None:
         self._called(f"remove {run.attempt}")
+        if self.seen.get(run.attempt, Observation(phase=Phase.ABSENT)).phase == Phase.RUNNING and not self.keeps_ended:
+            raise WrongState("It runs.")
         self.seen.pop(run.attempt, None)
 
     def logs(self, run: Run, *, rank: int, tail: int | None = None, offset: int = 0) -> Iterator[bytes]:
         return iter(())
+
+    def rescue(self, run: Run, *, after_seq: int) -> tuple[Sequence[Event], Mapping[int, bytes]]:
+        if f"stop {run.attempt}" in self.calls or run.attempt not in self.unread:
+            return (), {}
+        return [event for event in self.unread[run.attempt] if event.seq > after_seq], self.tails
+
+    def tail_logs(self, run: Run) -> Mapping[int, bytes]:
+        return self.tails
+
+    def present(self) -> Sequence[Owner]:
+        return ()
+
+    def foreign(self) -> Sequence[ForeignJob]:
+        return self.people
+
+    def foreign_logs(self, uid: str, *, rank: int, tail: int | None = None, offset: int = 0) -> Iterator[bytes]:
+        return iter((f"log of {uid}".encode(),))
 
     def _called(self, call: str) -> None:
         self.calls.append(call)
@@ -132,8 +169,8 @@ def house(tmp_path: Path, quick_python: Path) -> Iterator[House]:
     house.store.close()
 
 
-def failed(failure_class: FailureClass, **changes: Any) -> Observation:
-    failure = Failure(failure_class=failure_class, message=f"It failed: {failure_class}.")
+def failed(failure_class: FailureClass, *, exit_code: int | None = None, **changes: Any) -> Observation:
+    failure = Failure(failure_class=failure_class, message=f"It failed: {failure_class}.", exit_code=exit_code)
     return Observation(phase=Phase.FAILED, failure=failure, **changes)
 
 
@@ -141,15 +178,23 @@ def reported(seq: int, kind: EventType = EventType.PROGRESS, **changes: Any) -> 
     return Event(seq=seq, time=NOW, type=kind, message=f"line {seq}", **changes)
 
 
-def adapter(house: House, job: Job, tmp_path: Path, *, seq: int) -> Event:
+def adapter(house: House, job: Job, tmp_path: Path, *, seq: int, place: str = "adapter") -> Event:
     """Leave an adapter in the store, and tell of it as a trainer does."""
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
-    prefix = JobLayout(job.namespace, job.id).adapter
+    prefix = JobLayout(job.namespace, job.id).output(place)
     manifest = upload_directory(house.artifacts, tmp_path / "adapter", prefix)
     uri = house.artifacts.url(prefix)
-    fields = {"kind": "adapter", "uri": uri, "size_bytes": str(manifest.size_bytes), "sha256": manifest.digest}
-    return reported(seq, EventType.OUTPUT, fields=fields)
+    described = {"uri": uri, "size_bytes": str(manifest.size_bytes), "sha256": manifest.digest}
+    return reported(seq, EventType.OUTPUT, fields={"kind": "adapter", "place": place, **described})
+
+
+def record(house: House, job: Job, told: Event, *, attempt: int = 1, spec: JobSpec | None = None) -> None:
+    """Write result.json, as a trainer does after everything else."""
+    described = {name: told.fields[name] for name in ("uri", "place", "sha256")}
+    outputs = {told.fields["kind"]: {**described, "size_bytes": int(told.fields["size_bytes"])}}
+    result = {"attempt": attempt, "spec_hash": spec_hash(spec or job.resolved_spec), "outputs": outputs}
+    house.artifacts.put_bytes(JobLayout(job.namespace, job.id).result, json.dumps(result).encode())
 
 
 def test_a_job_runs_to_its_end_and_its_outputs_are_read_back(house: House, make_spec: MakeSpec) -> None:
@@ -196,9 +241,9 @@ def test_the_deadline_ends_an_attempt(house: House, make_spec: MakeSpec) -> None
     job = house.jobs.create("default", spec)
     house.now = datetime.now(UTC)
     house.step_until(job, State.RUNNING)
-    while not house.step(job).attempts[0].start_time:
+    while not (start := house.step(job).attempts[0].start_time):
         time.sleep(0.05)
-    house.now += timedelta(seconds=61)
+    house.now = start + timedelta(seconds=61)
     job = house.step_until(job, State.FAILED)
     assert job.failure and job.failure.failure_class == FailureClass.USER
     assert "deadline of 60 s" in job.failure.message
@@ -246,6 +291,24 @@ def test_what_waits_says_what_it_waits_for(cluster: tuple[House, Cluster], make_
     assert house.states(job) == ["PENDING", "QUEUED", "QUEUED"]
 
 
+def test_what_runs_and_cannot_go_on_says_what_a_person_has_to_do(
+    cluster: tuple[House, Cluster], make_spec: MakeSpec
+) -> None:
+    house, backend = cluster
+    job = house.step(house.jobs.create("default", make_spec()), times=2)
+    well = Observation(phase=Phase.RUNNING, start_time=NOW)
+    backend.seen[1] = well
+    assert house.step(job).state_reason == "Attempt 1 runs."
+    backend.seen[1] = replace(well, reason="Node a does not answer.")
+    assert house.step(job, times=2).state_reason == "Node a does not answer."
+    backend.seen[1] = well
+    assert house.step(job).state_reason == "Attempt 1 runs."
+    assert house.states(job) == ["PENDING", "QUEUED", "RUNNING", "RUNNING", "RUNNING"]
+    house.jobs.cancel("default", job.id)
+    backend.seen[1] = replace(well, reason="Node a does not confirm its end.")
+    assert house.step(job, times=2).state_reason == "Node a does not confirm its end."
+
+
 def test_the_nonce_is_stored_before_anything_is_started(cluster: tuple[House, Cluster], make_spec: MakeSpec) -> None:
     house, backend = cluster
     job = house.step(house.jobs.create("default", make_spec()))
@@ -281,8 +344,14 @@ def test_a_disruption_does_not_count(cluster: tuple[House, Cluster], make_spec: 
 
 @pytest.mark.parametrize(
     "seen",
-    [failed(FailureClass.USER), failed(FailureClass.OOM), failed(FailureClass.INFRA, final=True)],
-    ids=["the request's fault", "no memory", "ended on purpose"],
+    [
+        failed(FailureClass.USER),
+        failed(FailureClass.OOM),
+        failed(FailureClass.INFRA, final=True),
+        failed(FailureClass.INFRA, exit_code=TrainerExit.DISK_FULL),
+        failed(FailureClass.INFRA, exit_code=TrainerExit.STORAGE_REFUSED),
+    ],
+    ids=["the request's fault", "no memory", "ended on purpose", "a full disk", "a store that refuses"],
 )
 def test_what_another_attempt_cannot_mend_is_not_repeated(
     cluster: tuple[House, Cluster], make_spec: MakeSpec, seen: Observation
@@ -323,8 +392,61 @@ def test_an_end_counts_only_after_every_event_was_stored(
     assert [event.step for event in house.jobs.events("default") if event.type == EventType.PROGRESS] == [1, 2, 3, 4]
 
 
+def test_what_comes_about_after_the_end_was_recorded_is_stopped_and_removed(
+    cluster: tuple[House, Cluster], make_spec: MakeSpec
+) -> None:
+    house, backend = cluster
+    backend.keeps_ended = False
+    job = house.step(house.jobs.create("default", make_spec()))
+    house.jobs.cancel("default", job.id)
+    job = house.step_until(job, State.CANCELLED)
+    backend.seen[1] = Observation(phase=Phase.RUNNING)  # the answer to its creation was lost
+    backend.calls.clear()
+    assert house.reconciler.step(("default", job.id)) == 1.0
+    assert backend.calls == ["remove 1", "stop 1", "observe 1"]
+    backend.seen[1] = failed(FailureClass.PREEMPTED)
+    assert house.reconciler.step(("default", job.id)) is None
+    assert 1 not in backend.seen and house.jobs.get("default", job.id).state == State.CANCELLED
+
+
+def test_outputs_of_a_later_writer_are_read_back_where_they_lie(
+    cluster: tuple[House, Cluster], make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    house, backend = cluster
+    job = house.jobs.create("default", make_spec())
+    backend.events = {1: [adapter(house, job, tmp_path, seq=1, place="attempt-1/claim-2/adapter")]}
+    backend.seen = {1: Observation(phase=Phase.SUCCEEDED)}
+    job = house.step_until(job, State.SUCCEEDED)
+    assert job.outputs[0].uri.endswith("/attempt-1/claim-2/adapter")
+
+
+def test_an_output_that_nobody_heard_of_is_found_by_the_record_of_its_attempt(
+    cluster: tuple[House, Cluster], make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    house, backend = cluster
+    job = house.jobs.create("default", make_spec())
+    lost = adapter(house, job, tmp_path, seq=1, place="attempt-1/claim-2/adapter")
+    record(house, job, lost)
+    backend.seen = {1: Observation(phase=Phase.SUCCEEDED)}
+    job = house.step_until(job, State.SUCCEEDED)
+    (output,) = job.outputs
+    assert (output.kind, output.uri, output.sha256) == ("adapter", lost.fields["uri"], lost.fields["sha256"])
+
+
+def test_the_record_of_another_attempt_proves_nothing(
+    cluster: tuple[House, Cluster], make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    house, backend = cluster
+    job = house.jobs.create("default", make_spec())
+    record(house, job, adapter(house, job, tmp_path, seq=1), attempt=2)
+    backend.seen = {1: Observation(phase=Phase.SUCCEEDED)}
+    job = house.step_until(job, State.FAILED)
+    assert job.failure and "without its output 'adapter'" in job.failure.message
+
+
 @pytest.mark.parametrize(
-    ("damage", "message"), [("gone", "There is nothing"), ("altered", "sha256"), ("untold", "'adapter'")]
+    ("damage", "message"),
+    [("gone", "There is nothing"), ("altered", "sha256"), ("untold", "'adapter'"), ("elsewhere", "storage key")],
 )
 def test_nothing_is_called_complete_that_cannot_be_read_back(
     cluster: tuple[House, Cluster], make_spec: MakeSpec, tmp_path: Path, damage: str, message: str
@@ -337,6 +459,8 @@ def test_nothing_is_called_complete_that_cannot_be_read_back(
         house.artifacts.delete(JobLayout("default", job.id).adapter)
     elif damage == "altered":
         event = replace(event, fields={**event.fields, "sha256": "0" * 64})
+    elif damage == "elsewhere":
+        event = replace(event, fields={**event.fields, "place": "../other/adapter"})
     if damage != "untold":
         backend.events = {1: [event]}
     job = house.step_until(job, State.FAILED)

@@ -22,6 +22,7 @@ from hone.storage import (
     ArtifactStore,
     Credentials,
     JobLayout,
+    WriterLayout,
     download_directory,
     join_key,
     join_path,
@@ -70,6 +71,7 @@ def test_public_names() -> None:
         "Progress",
         "StoredObject",
         "Versioned",
+        "WriterLayout",
         "download_directory",
         "join_key",
         "join_path",
@@ -157,7 +159,29 @@ def test_layout_of_a_job() -> None:
         "team%2Fa/sft-abcde/model",
     ]
     assert attempt.metrics == "team%2Fa/sft-abcde/attempt-2/metrics.jsonl"
-    assert attempt.checkpoint(70) == "team%2Fa/sft-abcde/attempt-2/checkpoints/step-000070"
+
+
+@pytest.mark.parametrize(
+    ("writer", "output", "metrics"),
+    [
+        ((1, 1, True), "adapter", "attempt-1/metrics.jsonl"),
+        ((1, 2, False), "attempt-1/claim-2/adapter", "attempt-1/claim-2/metrics.jsonl"),
+        ((2, 2, True), "attempt-2/adapter", "attempt-2/metrics.jsonl"),
+        ((2, 3, False), "attempt-2/claim-3/adapter", "attempt-2/claim-3/metrics.jsonl"),
+    ],
+)
+def test_no_two_writers_of_a_job_have_a_key_in_common(writer: tuple[int, int, bool], output: str, metrics: str) -> None:
+    job = JobLayout("team-a", "sft-abcde")
+    layout = WriterLayout(job, *writer)
+    assert layout.place(layout.output("adapter")) == output
+    assert layout.place(layout.checkpoint(70)) == f"{metrics.removesuffix('metrics.jsonl')}checkpoints/step-000070"
+    assert layout.output("adapter") == job.output(output) == f"team-a/sft-abcde/{output}"
+    assert layout.metrics == f"team-a/sft-abcde/{metrics}"
+
+
+def test_a_place_leaves_no_job() -> None:
+    with pytest.raises(UserError):
+        JobLayout("team-a", "sft-abcde").output("../other/adapter")
 
 
 # Addresses

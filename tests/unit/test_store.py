@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
 
 from hone import gpus
 from hone.errors import (
@@ -33,7 +33,7 @@ from hone.job import TRANSITIONS, Attempt, Event, EventType, Failure, FailureCla
 from hone.machine import plan_here
 from hone.plan import Hardware
 from hone.spec import JobSpec
-from hone.store import Change, Request, Store, condition, database, store
+from hone.store import Change, Request, Store, condition, sqlite, store
 from hone.store.migrate import HEAD, MIGRATIONS
 from hone.store.tables import metadata
 
@@ -42,9 +42,23 @@ HARDWARE = Hardware(profiles=gpus.load_profiles(), cpu_cores=4, memory_bytes=32 
 MakeJob = Callable[..., Job]
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind: what the store promises, it promises on both."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
     return f"sqlite:///{tmp_path / 'hone.db'}"
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'hone.db'}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read here comes from the database, unless a test is about what is kept."""
+    monkeypatch.setattr(store, "KEPT_JOBS", 0)
 
 
 @pytest.fixture
@@ -105,6 +119,27 @@ def test_everything_that_changes_comes_back_too(records: Store, make_job: MakeJo
     assert job == change.written
     assert (job.version, job.failure, job.outputs, job.end_time) == (2, failure, (output,), NOW)
     assert job.attempts[0].failure == failure and not job.attempts[0].counted
+
+
+def test_a_job_is_read_again_when_it_has_changed_and_only_then(
+    url: str, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "KEPT_JOBS", 2)
+    with closing(Store(url)) as ours, closing(Store(url)) as another:
+        ours.create(make_job())
+        kept = ours.find("default", "demo-1")
+        assert kept is ours.find("default", "demo-1") and kept == another.find("default", "demo-1")
+        with another.change("default", "demo-1", now=NOW) as change:
+            change.to_state(State.QUEUED, "waits")
+        assert ours.get("default", "demo-1").state == State.QUEUED
+        with ours.change("default", "demo-1", now=NOW) as change:
+            change.to_state(State.QUEUED, "half a character: \ud800")
+        assert ours.get("default", "demo-1").state_reason == "half a character: ?"
+        for number in range(2, 5):
+            ours.create(make_job(f"demo-{number}"))
+        assert len(ours._kept) == 2
+        another.bury("default", "demo-4", now=NOW)
+        assert ours.find("default", "demo-4") is None
 
 
 @pytest.mark.parametrize(("old", "new"), list(itertools.permutations(State, 2)))
@@ -210,6 +245,21 @@ def test_a_loss_that_is_no_number_is_kept_as_such(records: Store, make_job: Make
     assert records.get("default", "demo-1").progress is not None
 
 
+def test_whatever_a_trainer_prints_can_be_stored(records: Store, make_job: MakeJob) -> None:
+    records.create(make_job())
+    odd = "a zero \0 and half of a character \ud83d"
+    with records.change("default", "demo-1", now=NOW) as change:
+        change.add_attempt(an_attempt())
+        change.store_events(1, [Event(seq=1, time=NOW, type="x" * 40, message=odd, fields={"log": odd})])
+        change.to_state(
+            State.FAILED, odd, failure=Failure(failure_class=FailureClass.DATA, message=odd, log_tail=(odd,))
+        )
+    event, job = records.events("default")[1], records.get("default", "demo-1")
+    assert event.type == "x" * 32
+    assert event.message == job.state_reason == "a zero \ufffd and half of a character ?"
+    assert event.fields["log"].startswith("a zero ") and job.failure and job.failure.log_tail[0].startswith("a zero ")
+
+
 def test_one_request_makes_one_job(records: Store, make_job: MakeJob) -> None:
     first = records.create(make_job("demo-1"), Request("r", "body"))
     again = records.create(make_job("demo-2"), Request("r", "body"))
@@ -242,26 +292,26 @@ def test_a_request_id_is_forgotten_with_its_job_after_a_day(records: Store, make
 
 
 def test_subscribers_hear_of_each_commit_and_of_nothing_else(records: Store, make_job: MakeJob) -> None:
-    heard: list[str] = []
-    unsubscribe = records.subscribe(heard.append)
+    heard: list[tuple[str, int]] = []
+    unsubscribe = records.subscribe(lambda job: heard.append((job.id, job.version)))
     records.create(make_job())
     with records.change("default", "demo-1", now=NOW) as change:
         change.to_state(State.PENDING, "new")
-    assert heard == ["default"]
+    assert heard == [("demo-1", 1)]
     with records.change("default", "demo-1", now=NOW) as change:
         change.to_state(State.RUNNING, "runs")
-    assert heard == ["default", "default"]
+    assert heard == [("demo-1", 1), ("demo-1", 2)]
     unsubscribe()
     records.bury("default", "demo-1", now=NOW)
     assert len(heard) == 2
 
 
-def test_unfinished_is_what_has_not_ended_or_is_to_be_deleted(records: Store, make_job: MakeJob) -> None:
+def test_unfinished_is_what_neither_ended_nor_is_paused_or_is_to_be_deleted(records: Store, make_job: MakeJob) -> None:
     for number, state in enumerate(State):
         records.create(make_job(f"demo-{number}", state=state))
-    ended = {f"demo-{number}" for number, state in enumerate(State) if state.is_terminal}
-    assert {job_id for _, job_id, _ in records.unfinished()} == {f"demo-{n}" for n in range(len(State))} - ended
-    deleted = min(ended)
+    at_rest = {f"demo-{n}" for n, state in enumerate(State) if state.is_terminal or state == State.PAUSED}
+    assert {job_id for _, job_id, _ in records.unfinished()} == {f"demo-{n}" for n in range(len(State))} - at_rest
+    deleted = max(at_rest)
     with records.change("default", deleted, now=NOW) as change:
         change.set(delete_time=NOW)
         change.delete_artifacts = True
@@ -334,8 +384,8 @@ def test_pages_hold_every_job_once_newest_first(records: Store, make_job: MakeJo
     assert found == sorted(found, key=lambda job: job.uid, reverse=True)
 
 
-def test_migrations_make_exactly_the_tables(records: Store, url: str) -> None:
-    with create_engine(url).connect() as connection:
+def test_migrations_make_exactly_the_tables(records: Store) -> None:
+    with records._database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
@@ -354,9 +404,8 @@ def test_opening_a_current_database_loads_no_migrations(records: Store, url: str
 
 
 def test_a_database_of_a_newer_version_is_used_as_it_is(records: Store, url: str, make_job: MakeJob) -> None:
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.close()
+    with records._database.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     again = Store(url)
     again.create(make_job())
     again.close()
@@ -369,20 +418,23 @@ def test_a_record_survives_the_process(records: Store, url: str, make_job: MakeJ
     again.close()
 
 
-def test_sqlite_is_durable_and_shared_as_promised(records: Store) -> None:
+def test_sqlite_is_durable_and_shared_as_promised(sqlite_url: str) -> None:
+    records = Store(sqlite_url)
     with records._database.read() as connection:
         asked = ("journal_mode", "synchronous", "foreign_keys")
         values = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in asked]
+    records.close()
     assert values == ["wal", 2, 1]
 
 
 def test_a_locked_database_is_unavailable_and_says_why(
-    records: Store, url: str, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+    sqlite_url: str, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 10)
-    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    Store(sqlite_url).close()
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 10)
+    other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    mine = Store(url)  # readers are let in
+    mine = Store(sqlite_url)  # readers are let in
     with pytest.raises(Unavailable, match="locked by another process"):
         mine.create(make_job())
     mine.close()
@@ -418,7 +470,7 @@ def test_no_password_is_ever_said() -> None:
 
 
 def test_the_store_speaks_no_dialect() -> None:
-    """SQLite's own words stand in database.py only, so that PostgreSQL needs nothing but a URL."""
+    """A database's own words stand in its module only, so that another kind needs nothing but a URL."""
     for node in ast.walk(ast.parse(python_inspect.getsource(store))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             assert "PRAGMA" not in node.value and "json_extract" not in node.value

@@ -1,8 +1,8 @@
-"""The trainer's entry: `python -m hone_trainer run DIRECTORY`, one per machine; `python -m hone_trainer inspect FILE`.
+"""The trainer's entry: `python -m hone_trainer run DIRECTORY`, `python -m hone_trainer pod`, `… inspect FILE`.
 
-Backends start the first; it ends with a TrainerExit code and exit.json. The second tells what a request's data set
-becomes
-(lengths, dropped rows, one rendered row) without a model, as JSON on stdout. Neither imports torch before it must.
+The local backend starts the first, one for each machine; it ends with a TrainerExit code and exit.json. The second is
+the same in a pod, where the environment says what is to be run. The third tells what a request's data set becomes
+(lengths, dropped rows, one rendered row) without a model, as JSON on stdout. None imports torch before it must.
 """
 
 import argparse
@@ -16,6 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the attempt that a directory describes")
     run.add_argument("directory", type=Path, help="holds run.yaml")
+    commands.add_parser("pod", help="run the attempt that this pod's manifest describes")
     inspect = commands.add_parser("inspect", help="tell what the data set of a request becomes, as JSON")
     inspect.add_argument("file", type=Path, help="a request, or a run file")
     parsed = parser.parse_args(arguments)
@@ -23,6 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
         from hone_trainer.supervisor import supervise
 
         return int(supervise(parsed.directory.absolute()))
+    if parsed.command == "pod":
+        from hone_trainer import pod
+
+        return pod.main()
     from hone_trainer.inspection import inspect_file
 
     return int(inspect_file(parsed.file))

@@ -89,3 +89,31 @@ def provenance(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _positions(lengths: Sequence[int], width: int) -> torch.Tensor:
     spans = [*lengths, width - sum(lengths)]
     return torch.cat([torch.arange(span) for span in spans])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairCollator:
+    """Pairs as TRL's trainers read them: the chosen sides in the upper half of the batch, the rejected ones below."""
+
+    pad_token_id: int
+    with_answers: bool
+    """Whether the batch says which tokens are answers, in completion_mask."""
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """A batch of `examples`, twice as many rows."""
+        sides = [(example, side) for side in ("chosen", "rejected") for example in examples]
+        rows = [example[f"{side}_ids"] for example, side in sides]
+        lengths = torch.tensor([len(row) for row in rows])
+        places = torch.arange(int(lengths.max()))
+        ids = torch.full((len(rows), len(places)), self.pad_token_id)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row)
+        batch: dict[str, Any] = {"input_ids": ids, "attention_mask": (places < lengths[:, None]).long()}
+        if self.with_answers:
+            starts = torch.tensor([example[f"{side}_start"] for example, side in sides])
+            batch["completion_mask"] = batch["attention_mask"] * (places >= starts[:, None])
+        for name in ("margin", "ref_chosen_logps", "ref_rejected_logps"):
+            if name in examples[0]:
+                batch[name] = torch.tensor([example[name] for example in examples], dtype=torch.float32)
+        rows_of = [row for example in examples for row in example["rows"]]
+        return batch | {"rows": rows_of, "num_tokens": int(lengths.sum())}

@@ -8,15 +8,10 @@ from pathlib import Path
 from types import FrameType
 
 from hone.job import EventType
-from hone.run import Run, RunDirectory, TrainerExit
-from hone_trainer.failure import RunFailed
+from hone.run import Run, RunDirectory
 from hone_trainer.inputs import Inputs
 from hone_trainer.report import EventLog
-
-
-def interrupted() -> RunFailed:
-    """What a run ends with that was asked to stop."""
-    return RunFailed(TrainerExit.INTERRUPTED, "The run was asked to stop (SIGTERM) and stopped.")
+from hone_trainer.stop import interrupted
 
 
 class StopSignal:
@@ -40,6 +35,12 @@ class StopSignal:
         finally:
             self._deferred = False
 
+    def leave(self) -> None:
+        """Another rank was asked: raise INTERRUPTED, but while it trains note it only."""
+        self.asked = True
+        if not self._deferred:
+            raise interrupted()
+
     def check(self) -> None:
         """Raise INTERRUPTED when a signal came."""
         if self.asked:
@@ -60,13 +61,21 @@ class RunContext:
     inputs: Inputs
     events: EventLog
     rank: int
+    """In the whole run."""
     world_size: int
+    local_rank: int = 0
+    """On this machine."""
     stop: StopSignal = field(default_factory=StopSignal)
 
     @property
     def is_main(self) -> bool:
         """Whether this rank reports and saves."""
         return self.rank == 0
+
+    @property
+    def leads_node(self) -> bool:
+        """Whether this rank does once for its machine what every rank there needs; machines share no files."""
+        return self.local_rank == 0
 
     @property
     def scratch(self) -> Path:

@@ -7,7 +7,7 @@ ends the run here, naming rows and columns.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from hone_trainer.failure import RunFailed
 from hone_trainer.rows import Row, Rows, open_rows
 from hone_trainer.tokens import Collector, Counts, Packed, Tokens, gather, pack
 
-_BATCH = 1000
+BATCH = 1000
+"""Rows that are read and encoded together."""
 _SHOWN_PROBLEMS = 3
 
 
@@ -40,7 +41,8 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Data sets in the trainer's form: columns input_ids, labels, rows and, when packed, seq_lengths."""
+    """Data sets in the trainer's form: columns input_ids, labels, rows and, when packed, seq_lengths; for pairs see
+    pairs.py."""
 
     train: pa.Table
     evaluation: pa.Table | None
@@ -51,20 +53,29 @@ class Prepared:
     questions: tuple[Question, ...]
 
 
-def prepare(context: RunContext, tokenizer: Any) -> Prepared:
-    """The data of this run, the same in every rank."""
+def prepare(
+    context: RunContext,
+    encode: Callable[[Rows, Rows | None], Prepared],
+    *,
+    tell: Callable[[Counts], tuple[str, list[str]]],
+) -> Prepared:
+    """The data of this run, the same in every rank; `tell` says of it a sentence and warnings."""
     path = context.scratch / "data"
-    if context.rank > 0:
+    if not context.leads_node:
         return _load_when_there(path)
-    spec = context.run.spec
-    assert spec.dataset is not None and spec.method.sft is not None
-    train, evaluation = open_sets(context)
-    encoder = make_encoder(tokenizer, spec.model, spec.dataset, spec.method.sft, train)
-    prepared = build(encoder, train, evaluation, sft=spec.method.sft, questions=spec.reporting.samples.prompts)
-    _report(context, prepared)
-    if context.world_size > 1:
+    prepared = encode(*open_sets(context))
+    _report(context, prepared, *tell(prepared.train_counts))
+    if context.run.launch.processes_per_node > 1:
         _save(prepared, path)
     return prepared
+
+
+def prepare_rows(context: RunContext, tokenizer: Any, train: Rows, evaluation: Rows | None) -> Prepared:
+    """Rows of text, messages, or prompt and completion, as the request of an SFT run wants them."""
+    spec = context.run.spec
+    assert spec.dataset is not None and spec.method.sft is not None
+    encoder = make_encoder(tokenizer, spec.model, spec.dataset, spec.method.sft, train)
+    return build(encoder, train, evaluation, sft=spec.method.sft, questions=spec.reporting.samples.prompts)
 
 
 def open_sets(context: RunContext) -> tuple[Rows, Rows | None]:
@@ -120,22 +131,22 @@ def build(encoder: Encoder, train: Rows, evaluation: Rows | None, *, sft: Sft, q
     if evaluation is not None:
         eval_tokens, eval_counts = _encode(encoder, evaluation, max_length=sft.max_length, split=False)
         eval_table = _table(eval_tokens)
-    asked = evaluation.head(questions) if evaluation is not None else None
+    asked = [row for _, batch in evaluation.head(questions).batches(BATCH) for row in batch] if evaluation else []
     return Prepared(
         train=table,
         evaluation=eval_table,
         train_counts=counts,
         eval_counts=eval_counts,
         fingerprint=tokens.digest(),
-        questions=tuple(_questions(encoder, asked, sft.max_length)) if asked is not None else (),
+        questions=tuple(questions_of(encoder, asked, sft.max_length)),
     )
 
 
 def _encode(encoder: Encoder, rows: Rows, *, max_length: int, split: bool) -> tuple[Tokens, Counts]:
     collector = Collector(max_length=max_length, eos=encoder.eos, split=split)
     merged_before = encoder.merged_boundaries
-    for start, batch in rows.batches(_BATCH):
-        _check(encoder, rows, start, batch)
+    for start, batch in rows.batches(BATCH):
+        refuse_rows(rows, start, [problem(encoder, row) for row in batch])
         for offset, encoded in enumerate(encoder.encode(batch)):
             collector.add(encoded, int(rows.indices[start + offset]) + 1)
     tokens, counts = collector.tokens(), collector.counts
@@ -145,8 +156,9 @@ def _encode(encoder: Encoder, rows: Rows, *, max_length: int, split: bool) -> tu
     return tokens, counts
 
 
-def _check(encoder: Encoder, rows: Rows, start: int, batch: Sequence[Row]) -> None:
-    found = [(start + offset, text) for offset, row in enumerate(batch) if (text := problem(encoder, row))]
+def refuse_rows(rows: Rows, start: int, problems: Sequence[str | None]) -> None:
+    """Raise RunFailed (DATA), naming the first of them, when a batch that begins at `start` has bad rows."""
+    found = [(start + offset, text) for offset, text in enumerate(problems) if text]
     if not found:
         return
     shown = "; ".join(f"{rows.place(position)}: {text}" for position, text in found[:_SHOWN_PROBLEMS])
@@ -200,9 +212,9 @@ def _token_columns(tokens: Tokens, offsets: Any) -> dict[str, pa.Array]:
     }
 
 
-def _questions(encoder: Encoder, rows: Rows, max_length: int) -> list[Question]:
-    """The prompts of the first rows and their right answers, as generation sees them."""
-    return [_question(encoder, row, max_length) for _, batch in rows.batches(_BATCH) for row in batch]
+def questions_of(encoder: Encoder, rows: Sequence[Row], max_length: int) -> list[Question]:
+    """The prompts of rows and their right answers, as generation sees them."""
+    return [_question(encoder, row, max_length) for row in rows]
 
 
 def _question(encoder: Encoder, row: Row, max_length: int) -> Question:
@@ -243,29 +255,47 @@ def _rendered(encoder: Encoder, messages: Sequence[Any], expected: str) -> Quest
     )
 
 
-def _report(context: RunContext, prepared: Prepared) -> None:
-    counts = prepared.train_counts
-    metrics = counts.metrics()
-    if prepared.eval_counts:
-        metrics |= {f"eval_{name}": value for name, value in prepared.eval_counts.metrics().items()}
+def tell_rows(counts: Counts) -> tuple[str, list[str]]:
+    """What became of the training rows: a sentence, and what was lost."""
     text = f"{counts.rows_used:,} of {counts.rows:,} rows, {counts.tokens_learned:,} tokens to learn"
     if counts.packing_fill is not None:
         text += f", packed into {counts.sequences:,} sequences, {counts.packing_fill:.1%} full"
-    context.event(EventType.DATA, text, metrics=metrics, fields={"fingerprint": prepared.fingerprint})
+    warnings = []
     if counts.rows_dropped or counts.rows_truncated:
-        context.event(
-            EventType.WARNING,
+        warnings.append(
             f"{counts.rows_dropped:,} rows dropped (nothing left to learn), {counts.rows_truncated:,} cut at "
             f"max_length: "
-            f"{counts.tokens_dropped + counts.tokens_truncated:,} of {counts.tokens:,} tokens are not trained on.",
+            f"{counts.tokens_dropped + counts.tokens_truncated:,} of {counts.tokens:,} tokens are not trained on."
         )
-    if counts.rows_merged_at_boundary:
-        context.event(
-            EventType.WARNING,
-            f"In {counts.rows_merged_at_boundary:,} rows the last token of the prompt merges with the "
-            f"completion, so the model "
-            "sees another prompt than at inference: end prompts with a line break or begin completions with a space.",
-        )
+    return text, [*warnings, *merged_warning(counts)]
+
+
+def merged_warning(counts: Counts) -> list[str]:
+    """That some prompts end within a token."""
+    if not counts.rows_merged_at_boundary:
+        return []
+    return [
+        f"In {counts.rows_merged_at_boundary:,} rows the last token of the prompt merges with the "
+        f"completion, so the model "
+        "sees another prompt than at inference: end prompts with a line break or begin completions with a space."
+    ]
+
+
+def _report(context: RunContext, prepared: Prepared, text: str, warnings: Sequence[str]) -> None:
+    metrics = prepared.train_counts.metrics()
+    if prepared.eval_counts:
+        metrics |= {f"eval_{name}": value for name, value in prepared.eval_counts.metrics().items()}
+    context.event(EventType.DATA, text, metrics=metrics, fields={"fingerprint": prepared.fingerprint})
+    for warning in warnings:
+        context.event(EventType.WARNING, warning)
+
+
+def as_dataset(table: pa.Table, fingerprint: str) -> Any:
+    """An Arrow table as `datasets` wants it; the fingerprint is given, because making one hashes every byte again."""
+    import datasets
+    from datasets.table import InMemoryTable
+
+    return datasets.Dataset(InMemoryTable(table), fingerprint=fingerprint)
 
 
 def _save(prepared: Prepared, path: Path) -> None:

@@ -41,6 +41,8 @@ class Encoder:
     columns: Columns
     respond_only: bool
     system_prompt: str | None = None
+    is_chat: bool = False
+    """Whether rows hold messages; the first one says it for all."""
     template: str | None = None
     """The chat template that marks the answers; None where the tokenizer's own is used."""
     merged_boundaries: int = 0
@@ -193,9 +195,9 @@ def make_encoder(tokenizer: Any, model: Model, dataset: Dataset, sft: Sft, rows:
             f"model.system_prompt needs conversations, and the rows hold {' and '.join(FORMATS[name])}.",
             fix="Remove it, or use rows with messages.",
         )
-    encoder.system_prompt = model.system_prompt
+    encoder.system_prompt, encoder.is_chat = model.system_prompt, is_chat
     if is_chat:
-        encoder.template = _template(tokenizer, marked=respond_only and name == "messages")
+        encoder.template = training_template(tokenizer, marked=respond_only and name == "messages")
     return encoder
 
 
@@ -215,7 +217,8 @@ def _format_of(dataset: Dataset, rows: Rows) -> str:
     )
 
 
-def _template(tokenizer: Any, *, marked: bool) -> str | None:
+def training_template(tokenizer: Any, *, marked: bool) -> str | None:
+    """What renders conversations, None where it is the tokenizer's own template; `marked` needs the answers marked."""
     if not tokenizer.chat_template:
         raise RunFailed(
             TrainerExit.USER,
@@ -248,23 +251,26 @@ def problem(encoder: Encoder, row: Row) -> str | None:
         if column not in row:
             return f"has no column {column}, only {', '.join(row)}"
         value = row[column]
+        if name == "prompt" and isinstance(value, list | str) and isinstance(value, list) != encoder.is_chat:
+            return f"{column} holds {'messages' if isinstance(value, list) else 'a text'}, unlike the first row"
         if name == "messages" or (isinstance(value, list) and name != "text"):
-            if found := _conversation_problem(value, column, needs_answer=name == "messages" and encoder.respond_only):
+            if found := conversation_problem(value, column, needs_answer=name == "messages" and encoder.respond_only):
                 return found
         elif not isinstance(value, str):
-            return f"{column} is {_kind(value)} where a text is expected"
+            return f"{column} is {kind_of(value)} where a text is expected"
         elif not value.strip():
             return f"{column} is empty"
     kinds = {type(encoder.value(row, name)) for name in FORMATS[encoder.format]}
     return "prompt and completion are not both texts, or both messages" if len(kinds) > 1 else None
 
 
-def _conversation_problem(messages: Any, column: str, *, needs_answer: bool) -> str | None:
+def conversation_problem(messages: Any, column: str, *, needs_answer: bool) -> str | None:
+    """What is wrong with a list of messages."""
     if not isinstance(messages, list) or not messages:
-        return f"{column} is {_kind(messages)} where a list of messages is expected"
+        return f"{column} is {kind_of(messages)} where a list of messages is expected"
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            keys = ", ".join(message) if isinstance(message, dict) else _kind(message)
+            keys = ", ".join(message) if isinstance(message, dict) else kind_of(message)
             return f"message {number} of {column} has no role and content, but {keys}"
         content, is_call = message.get("content"), bool(message.get("tool_calls"))
         if not is_call and (not isinstance(content, str) or (not content.strip() and message["role"] != "system")):
@@ -274,7 +280,8 @@ def _conversation_problem(messages: Any, column: str, *, needs_answer: bool) -> 
     return None
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, for a message."""
     if value is None:
         return "absent"
     return f"empty ({type(value).__name__})" if value in ([], {}) else f"of type {type(value).__name__}"

@@ -8,14 +8,25 @@ import json
 import os
 import signal
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
-from hone.errors import HoneError, IntegrityError, StorageError, TemporaryError, UserError
+from hone.errors import HoneError, IntegrityError, InvalidRequest, StorageError, TemporaryError, UserError
 from hone.job import Failure, FailureClass
 from hone.run import FAILURE_CLASSES, RunDirectory, TrainerExit
+from hone_trainer.scrub import Scrubber
 
 LOG_TAIL_LINES = 20
+TERMINATION_BYTES = 4096
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "gloo/transport")
+_GPU_FAILED = (
+    "uncorrectable ECC",
+    "CUDA driver initialization failed",
+    "Found no NVIDIA driver",
+    "no CUDA-capable device",
+    "CUDA-capable device(s) is/are busy or unavailable",
+    "GPU is lost",
+)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -31,24 +42,23 @@ def classify(error: BaseException) -> RunFailed:
     """What any exception means for the run."""
     if isinstance(error, RunFailed):
         return error
+    if isinstance(error, InvalidRequest):
+        return RunFailed(TrainerExit.USER, f"The request is not valid: {'; '.join(map(str, error.violations))}")
     if isinstance(error, HoneError):
         return RunFailed(_code_of(error), error.message, fix=error.fix)
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
-        return RunFailed(TrainerExit.OUT_OF_MEMORY, f"Out of memory: {_first_line(error)}", fix=_MEMORY_FIX)
+        return RunFailed(TrainerExit.OUT_OF_MEMORY, f"Out of memory: {first_line(error)}", fix=_MEMORY_FIX)
     if _is_lost_peer(error):
-        return RunFailed(TrainerExit.WORKER_DIED, f"Another rank went away: {_first_line(error)}", fix=_AGAIN)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = error.filename or "the scratch directory"
-        return RunFailed(
-            TrainerExit.STORAGE,
-            f"The disk is full: {place} cannot be written.",
-            fix="Free space there, or use another.",
-        )
-    if isinstance(error, OSError) and "No space left" in str(error):
-        return RunFailed(TrainerExit.STORAGE, f"The disk is full: {_first_line(error)}.", fix="Free space there.")
+        return RunFailed(TrainerExit.PEER_LOST, f"Another rank went away: {first_line(error)}", fix=_PEER_FIX)
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _GPU_FAILED):
+        return RunFailed(TrainerExit.GPU_FAILED, f"The GPU cannot be used: {first_line(error)}", fix=_GPU_FIX)
+    if _is_full_disk(error):
+        place = getattr(error, "filename", None)
+        what = f"{place} cannot be written" if place else first_line(error)
+        return RunFailed(TrainerExit.DISK_FULL, f"The disk is full: {what}.", fix="Free space there, or use another.")
     return RunFailed(
         TrainerExit.INTERNAL,
-        f"{type(error).__name__}: {_first_line(error)}",
+        f"{type(error).__name__}: {first_line(error)}",
         fix="The rank's log holds the traceback; report it as a bug.",
     )
 
@@ -56,17 +66,24 @@ def classify(error: BaseException) -> RunFailed:
 _MEMORY_FIX = (
     "Lower training.micro_batch_size or method.sft.max_length, or set training.activation_checkpointing to true."
 )
-
-
+_GPU_FIX = "Look at the machine (nvidia-smi, dmesg); another attempt may get another GPU."
 _AGAIN = "Run it again; look at the machine's log when it repeats."
+_PEER_FIX = "Look at the other ranks' logs and at the machines that they ran on: one of them ended first."
 
 
 def _code_of(error: HoneError) -> TrainerExit:
     if isinstance(error, UserError):
         return TrainerExit.USER
-    if isinstance(error, StorageError | IntegrityError | TemporaryError):
-        return TrainerExit.STORAGE
-    return TrainerExit.INTERNAL
+    if isinstance(error, StorageError):
+        return TrainerExit.DISK_FULL if _is_full_disk(error.__cause__) else TrainerExit.STORAGE_REFUSED
+    if isinstance(error, IntegrityError):
+        return TrainerExit.INTEGRITY
+    return TrainerExit.STORAGE if isinstance(error, TemporaryError) else TrainerExit.INTERNAL
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Libraries written in Rust raise an OSError without a number."""
+    return isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -82,7 +99,8 @@ def _is_lost_peer(error: BaseException) -> bool:
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
@@ -117,9 +135,20 @@ def read_error(directory: RunDirectory, rank: int) -> Failure | None:
     return failure_from_json({**data, "log_tail": log_tail(directory.log(rank))})
 
 
-def worker_died(directory: RunDirectory, *, rank: int, signal_number: int) -> Failure:
-    """The record of a worker that was killed from outside."""
+def worker_died(
+    directory: RunDirectory, *, rank: int, signal_number: int, memory_limit_bytes: int | None = None
+) -> Failure:
+    """The record of a worker that was killed from outside; with the limit, where the kernel did it for want of
+    memory."""
     name = signal.Signals(signal_number).name
+    if memory_limit_bytes is not None:
+        limit = f" of {memory_limit_bytes / 2**30:.1f} GiB" if memory_limit_bytes else ""
+        error = RunFailed(
+            TrainerExit.OUT_OF_MEMORY,
+            f"The kernel killed the worker of rank {rank}: the memory limit{limit} was reached.",
+            fix=f"{_MEMORY_FIX} Or let the platform give its pods more memory.",
+        )
+        return failure_of(error, rank=rank, log_tail=log_tail(directory.log(rank)))
     fix = _AGAIN
     if signal_number == signal.SIGKILL:
         fix = "SIGKILL without a word is often the kernel's out-of-memory killer: look at dmesg, lower the memory need."
@@ -139,9 +168,29 @@ def log_tail(path: Path, *, lines: int = LOG_TAIL_LINES) -> tuple[str, ...]:
 
 
 def failure_to_json(failure: Failure) -> dict[str, object]:
-    """As exit.json and error-<rank>.json hold it; absent values are left out."""
+    """As exit.json, error-<rank>.json and the termination message hold it: without secrets and absent values."""
     values = {**vars(failure), "failure_class": str(failure.failure_class), "log_tail": list(failure.log_tail)}
-    return {name: value for name, value in values.items() if value is not None}
+    scrubbed = Scrubber(os.environ).value(values)
+    return {name: value for name, value in scrubbed.items() if value is not None}
+
+
+def termination_message(failure: Failure) -> bytes:
+    """The failure for Kubernetes, which takes so many bytes: the oldest lines of the log go first, then long texts."""
+    tail = list(failure.log_tail)
+    data = _as_message(failure, tail)
+    while len(data) > TERMINATION_BYTES and tail:
+        tail.pop(0)
+        data = _as_message(failure, tail)
+    room = TERMINATION_BYTES // 2
+    while len(data) > TERMINATION_BYTES:
+        room //= 2  # a character may take six bytes
+        data = _as_message(replace(failure, message=failure.message[:room], next_step=failure.next_step[:room]), [])
+    return data
+
+
+def _as_message(failure: Failure, tail: list[str]) -> bytes:
+    record = failure_to_json(replace(failure, log_tail=tuple(tail)))
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def failure_from_json(data: dict[str, object]) -> Failure:

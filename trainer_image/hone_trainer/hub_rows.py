@@ -1,17 +1,29 @@
-"""Fetch splits of a Hub data set as parquet files, in a process that may go online. Called by inputs.py."""
+"""Fetch splits of a Hub data set as parquet files, in a process that may go online. Called by inputs.py.
 
+It prints the revision; when it fails, a JSON object with message and fix, and ends with the TrainerExit code.
+"""
+
+import json
 import sys
 from pathlib import Path
 
+from hone.run import TrainerExit
+from hone_trainer.hub import hub_failure
 
-def main(source: str, config: str, target: str, *splits: str) -> int:
+
+def main(field: str, source: str, config: str, target: str, *splits: str) -> int:
     """Write `<target>/<split name>.parquet` for every split; a slice is left to the reader of the file."""
     from datasets import load_dataset
 
     repository, _, revision = source.removeprefix("hf://").partition("@")
-    for name in sorted({split.partition("[")[0] for split in splits}):
-        rows = load_dataset(repository, config or None, split=name, revision=revision or None)
-        rows.to_parquet(Path(target) / f"{name}.parquet")
+    try:
+        for name in sorted({split.partition("[")[0] for split in splits}):
+            rows = load_dataset(repository, config or None, split=name, revision=revision or None)
+            rows.to_parquet(Path(target) / f"{name}.parquet")
+    except Exception as error:
+        failed = hub_failure(error, field=field, source=source, otherwise=TrainerExit.DATA)
+        sys.stdout.write(json.dumps({"message": failed.message, "fix": failed.fix}))
+        return int(failed.code)
     sys.stdout.write(revision)
     return 0
 

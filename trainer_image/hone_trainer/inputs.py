@@ -1,7 +1,8 @@
 """Fetching what a run reads: models and data sets, from wherever they are to this machine's disk.
 
 Called by the supervisor before any worker starts, so that workers need no network at all. `hf://` is online for exactly
-the sources that the request names; a `file://` source is used where it lies.
+the sources that the request names; a `file://` source is used where it lies. Where model.source is an adapter, the base
+that the adapter names is fetched too.
 """
 
 import json
@@ -12,9 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from hone.errors import HoneError, NotFound
+from hone.modelinfo import read_adapter_directory
 from hone.run import Run, TrainerExit
-from hone.storage import MANIFEST, download_directory, open_store
+from hone.storage import MANIFEST, ArtifactStore, download_directory, open_store
 from hone_trainer.failure import RunFailed
+from hone_trainer.hub import hub_failure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,8 @@ class Source:
     """A file or directory of this machine."""
     revision: str = ""
     """Commit of a Hub repository; empty elsewhere."""
+    address: str = ""
+    """What it was fetched from, where that is not what was asked for: the place of another job's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +39,12 @@ class Inputs:
     """Everything that the workers read."""
 
     model: Source
+    """The model, or the base of the adapter that model.source names."""
     tokenizer: Source
     dataset: Source | None = None
     eval_dataset: Source | None = None
+    adapters: tuple[Source, ...] = ()
+    """The one that training goes on from, or those that are merged."""
 
     def write(self, path: Path) -> None:
         """For the workers, as JSON."""
@@ -45,15 +54,17 @@ class Inputs:
     def read(path: Path) -> "Inputs":
         """The other way round."""
         data = json.loads(path.read_text(encoding="utf-8"))
+        adapters = tuple(Source(**source) for source in data.pop("adapters"))
         found = {name: Source(**source) for name, source in data.items() if source}
-        return Inputs(**found)
+        return Inputs(**found, adapters=adapters)
 
 
 def fetch(run: Run, directory: Path) -> Inputs:
     """Bring every source of the request to this machine. Raises RunFailed or a HoneError that names the source."""
     spec = run.spec
-    model = _fetch(run, "model.source", spec.model.source, directory / "model")
-    tokenizer = model
+    named = _fetch(run, "model.source", spec.model.source, directory / "model")
+    model, adapters = _with_base(run, named, directory)
+    tokenizer = named if _has_tokenizer(named) else model
     if spec.model.tokenizer:
         tokenizer = _fetch(run, "model.tokenizer", spec.model.tokenizer, directory / "tokenizer")
     dataset = eval_dataset = None
@@ -61,7 +72,33 @@ def fetch(run: Run, directory: Path) -> Inputs:
         dataset = _fetch_rows(run, "dataset.source", spec.dataset.source, directory / "dataset")
         if spec.dataset.eval_source:
             eval_dataset = _fetch_rows(run, "dataset.eval_source", spec.dataset.eval_source, directory / "eval")
-    return Inputs(model=model, tokenizer=tokenizer, dataset=dataset, eval_dataset=eval_dataset)
+    return Inputs(
+        model=model, tokenizer=tokenizer, dataset=dataset, eval_dataset=eval_dataset, adapters=tuple(adapters)
+    )
+
+
+def _with_base(run: Run, named: Source, directory: Path) -> tuple[Source, list[Source]]:
+    """The model to load, and the adapters that belong to the run."""
+    adapter = read_adapter_directory(Path(named.path), named.asked)
+    if merge := run.spec.method.merge:
+        if adapter:
+            raise RunFailed(
+                TrainerExit.USER,
+                f"model.source: {named.asked} is an adapter, and merge wants its base there.",
+                fix=f"Name the base ({adapter.base}), and the adapter under method.merge.adapters.",
+            )
+        parts = enumerate(merge.adapters)
+        field = "method.merge.adapters"
+        return named, [
+            _fetch(run, f"{field}[{i}].source", part.source, directory / f"adapter-{i}") for i, part in parts
+        ]
+    if adapter is None:
+        return named, []
+    return _fetch(run, f"model.source: {named.asked}, its base", adapter.base, directory / "base"), [named]
+
+
+def _has_tokenizer(source: Source) -> bool:
+    return any((Path(source.path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def _fetch(run: Run, field: str, source: str, target: Path) -> Source:
@@ -73,7 +110,7 @@ def _fetch(run: Run, field: str, source: str, target: Path) -> Source:
     path = _fetch_files(field, address, target)
     if not path.is_dir():
         raise RunFailed(TrainerExit.USER, f"{field}: {source} is a file; a model is a directory with its config.json.")
-    return Source(asked=source, path=str(path))
+    return Source(asked=source, path=str(path), address=address if address != source else "")
 
 
 def _fetch_rows(run: Run, field: str, source: str, target: Path) -> Source:
@@ -107,15 +144,24 @@ def _fetch_objects(field: str, rest: str, target: Path) -> Path:
     store = open_store(f"s3://{bucket}")
     found = list(store.list_objects(key))
     if not found:
-        raise RunFailed(TrainerExit.USER, f"{field}: there is nothing at s3://{rest}.")
+        return _fetch_object(field, store, key, target / key.rpartition("/")[2])
     if any(item.key == f"{key}/{MANIFEST}" for item in found):
         download_directory(store, key, target)
         return target
     for item in found:
-        name = item.key.removeprefix(key).lstrip("/") or key.rpartition("/")[2]
+        name = item.key.removeprefix(key).lstrip("/")
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         store.get_file(item.key, target / name)
-    return target / key.rpartition("/")[2] if [item.key for item in found] == [key] else target
+    return target
+
+
+def _fetch_object(field: str, store: ArtifactStore, key: str, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        store.get_file(key, path)
+    except NotFound as error:
+        raise RunFailed(TrainerExit.USER, f"{field}: there is nothing at {store.url(key)}.") from error
+    return path
 
 
 _MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
@@ -123,24 +169,16 @@ _MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tik
 
 def _fetch_repository(field: str, source: str, name: str) -> Source:
     from huggingface_hub import snapshot_download  # late: only hf:// needs it
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
         path = snapshot_download(repository, revision=revision or None, allow_patterns=list(_MODEL_FILES))
-    except HfHubHTTPError as error:
-        raise RunFailed(
-            TrainerExit.USER, f"{field}: the Hub refuses {source}: {str(error).splitlines()[0]}", fix=_HUB_FIX
-        ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise RunFailed(
-            TrainerExit.STORAGE, f"{field}: {source} could not be fetched from the Hub: {str(error).splitlines()[0]}"
-        ) from error
+    except HoneError:  # the run was asked to stop
+        raise
+    except Exception as error:
+        raise hub_failure(error, field=field, source=source, otherwise=TrainerExit.INTERNAL) from error
     return Source(asked=source, path=path, revision=Path(path).name)
-
-
-_HUB_FIX = "Check the name and revision; a gated or private repository needs HF_TOKEN in the environment."
 
 
 def _fetch_hub_rows(run: Run, field: str, source: str, target: Path) -> Source:
@@ -156,13 +194,16 @@ def _fetch_hub_rows(run: Run, field: str, source: str, target: Path) -> Source:
         sys.executable,
         "-m",
         "hone_trainer.hub_rows",
+        field,
         source,
         run.spec.dataset.config or "",
         str(target),
         *splits,
     ]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "no message")
-        raise RunFailed(TrainerExit.DATA, f"{field}: {source} could not be fetched: {last}", fix=_HUB_FIX)
-    return Source(asked=source, path=str(target), revision=ended.stdout.strip())
+    if not ended.returncode:
+        return Source(asked=source, path=str(target), revision=ended.stdout.strip())
+    if ended.returncode in set(TrainerExit):
+        raise RunFailed(TrainerExit(ended.returncode), **json.loads(ended.stdout))
+    last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "no message")
+    raise RunFailed(TrainerExit.INTERNAL, f"{field}: {source} could not be fetched: {last}")

@@ -66,13 +66,12 @@ def _read(path: Path) -> Run:
 
 
 def _inspect(run: Run) -> dict[str, Any]:
-    from hone_trainer.data import build, split_rows
-    from hone_trainer.encoding import make_encoder
+    from hone_trainer.data import split_rows
     from hone_trainer.inputs import fetch
     from hone_trainer.model import load_tokenizer
 
     spec = run.spec
-    assert spec.dataset is not None and spec.method.sft is not None
+    assert spec.dataset is not None
     with tempfile.TemporaryDirectory(prefix="hone-inspect-") as scratch:
         inputs = fetch(run, Path(scratch))
         assert inputs.dataset is not None
@@ -85,20 +84,46 @@ def _inspect(run: Run) -> dict[str, Any]:
             seed=spec.training.seed,
             max_eval_rows=spec.training.eval.max_rows,
         )
-        encoder = make_encoder(tokenizer, spec.model, spec.dataset, spec.method.sft, train)
-        prepared = build(encoder, train, evaluation, sft=spec.method.sft, questions=0)
-        [first] = encoder.encode([train.first()])
-    pieces = [{"learned": learned, "text": tokenizer.decode(ids)} for learned, ids in _runs(first.ids, first.learned)]
+        read = _read_rows if spec.method.sft else _read_pairs
+        prepared, found = read(run, tokenizer, train, evaluation)
     counts = {"train": asdict(prepared.train_counts)}
     if prepared.eval_counts:
         counts["eval"] = asdict(prepared.eval_counts)
     return {
-        "format": encoder.format,
         "fingerprint": prepared.fingerprint,
         "counts": counts,
         "longest_row_tokens": prepared.train_counts.longest_row,
-        "first_row": pieces,
+        **found,
     }
+
+
+def _read_rows(run: Run, tokenizer: Any, train: Any, evaluation: Any) -> tuple[Any, dict[str, Any]]:
+    from hone_trainer.data import build
+    from hone_trainer.encoding import make_encoder
+
+    spec = run.spec
+    assert spec.dataset is not None and spec.method.sft is not None
+    encoder = make_encoder(tokenizer, spec.model, spec.dataset, spec.method.sft, train)
+    prepared = build(encoder, train, evaluation, sft=spec.method.sft, questions=0)
+    [first] = encoder.encode([train.first()])
+    return prepared, {"format": encoder.format, "first_row": _pieces(tokenizer, first.ids, first.learned)}
+
+
+def _read_pairs(run: Run, tokenizer: Any, train: Any, evaluation: Any) -> tuple[Any, dict[str, Any]]:
+    from hone_trainer.pairs import SIDES, pairs_for, prepare_pairs
+
+    encoder, limit = pairs_for(run.spec, tokenizer, train)
+    prepared = prepare_pairs(encoder, limit, train, evaluation)
+    [first] = encoder.encode([train.first()])
+    rows = {
+        side: _pieces(tokenizer, ids.tolist(), [place >= start for place in range(len(ids))])
+        for side, ids, start in zip(SIDES, first.ids, first.starts, strict=True)
+    }
+    return prepared, {"format": "preference", "first_row": rows}
+
+
+def _pieces(tokenizer: Any, ids: list[int], learned: list[bool]) -> list[dict[str, Any]]:
+    return [{"learned": mark, "text": tokenizer.decode(tokens)} for mark, tokens in _runs(ids, learned)]
 
 
 def _runs(ids: list[int], learned: list[bool]) -> list[tuple[bool, list[int]]]:

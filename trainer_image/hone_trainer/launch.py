@@ -1,17 +1,20 @@
 """How a run's processes are started: the command and its environment. Pure; the supervisor starts it.
 
 One process is executed directly (a launcher costs about four seconds); several go through `accelerate launch` with
-every
-value as a flag, so that no configuration file of the machine has a say.
+every value as a flag, so that neither a configuration file of the machine nor a variable of another launcher has a say.
 """
 
-import os
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from hone.job import Launch
+from hone_trainer.node import Node, cores
+from hone_trainer.scrub import without_secrets
+
+RENDEZVOUS_S = 60
+"""How long started ranks wait for each other; their supervisors have met before."""
 
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -29,9 +32,10 @@ _LAUNCHER_VARIABLES = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
+_LAUNCHER_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "PET_")
 
 
-def command(launch: Launch, directory: Path) -> list[str]:
+def command(launch: Launch, directory: Path, *, node: Node, threads: int) -> list[str]:
     """The argument list that starts every worker of this machine."""
     worker = [sys.executable, "-m", "hone_trainer.worker", str(directory)]
     if launch.launcher == "direct":
@@ -44,25 +48,26 @@ def command(launch: Launch, directory: Path) -> list[str]:
         "--multi_gpu",
         f"--num_processes={launch.world_size}",
         f"--num_machines={launch.nodes}",
-        "--machine_rank=0",
-        "--main_process_ip=127.0.0.1",
-        "--main_process_port=0",
+        f"--machine_rank={node.rank}",
+        f"--main_process_ip={node.main_address}",
+        f"--main_process_port={node.main_port}",
         "--rdzv_backend=static",
+        f"--rdzv_conf=timeout={RENDEZVOUS_S}",
         "--mixed_precision=no",
         "--dynamo_backend=no",
-        f"--num_cpu_threads_per_process={threads(launch)}",
+        f"--num_cpu_threads_per_process={threads}",
         "--max_restarts=0",
         "--module",
         *worker[2:],
     ]
 
 
-def environment(launch: Launch, scratch: Path, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The workers' environment: offline, without telemetry, without leftovers of another launcher."""
-    kept = {name: value for name, value in inherited.items() if name not in _LAUNCHER_VARIABLES}
-    kept = {name: value for name, value in kept.items() if not name.startswith(("ACCELERATE_", "TORCHELASTIC_"))}
+def environment(launch: Launch, scratch: Path, inherited: Mapping[str, str], *, threads: int) -> dict[str, str]:
+    """The workers' environment: offline, without telemetry, without secrets, without leftovers of another launcher."""
+    kept = {name: value for name, value in without_secrets(inherited).items() if name not in _LAUNCHER_VARIABLES}
+    kept = {name: value for name, value in kept.items() if not name.startswith(_LAUNCHER_PREFIXES)}
     extra = {
-        "OMP_NUM_THREADS": str(threads(launch)),
+        "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "true" if launch.processes_per_node == 1 else "false",
         "HF_DATASETS_CACHE": str(scratch / "datasets"),
         "PYTHONUNBUFFERED": "1",
@@ -72,10 +77,9 @@ def environment(launch: Launch, scratch: Path, inherited: Mapping[str, str]) -> 
     return {**kept, **_OFFLINE, **extra}
 
 
-def threads(launch: Launch) -> int:
+def threads_of(launch: Launch, machine: Mapping[str, str]) -> int:
     """CPU threads of each process: as planned, else the machine's cores shared evenly."""
-    cores = len(os.sched_getaffinity(0))
-    return launch.threads_per_process or max(1, cores // launch.processes_per_node)
+    return launch.threads_per_process or max(1, cores(machine) // launch.processes_per_node)
 
 
 def killed_rank(lines: tuple[str, ...]) -> tuple[int, int] | None:

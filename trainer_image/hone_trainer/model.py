@@ -5,8 +5,8 @@ Called by the methods. Refuses pickles, code that comes with a model, and archit
 """
 
 import json
+import math
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,25 @@ from hone_trainer.failure import RunFailed
 from hone_trainer.inputs import Source
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+HEADS = ("score", "classifier", "pre_classifier")
+"""Modules that a model of scores has on top of its base, by the names of transformers."""
 
 
-def check_model(source: Source) -> dict[str, Any]:
-    """The config of a model directory that can be trained. Raises RunFailed (USER) with what is wrong; opens no
-    weights."""
+def check_model(source: Source, *, scores: bool = False) -> dict[str, Any]:
+    """The config of a model directory that can be trained, with `scores` as a reward model. Raises RunFailed (USER)
+    with what is wrong; opens no weights."""
     path = Path(source.path)
     config = _read_config(path, source.asked)
     _refuse_code(config, path, source.asked)
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto import modeling_auto as known
 
     model_type = config.get("model_type")
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    names = known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if scores else known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if model_type not in names:
         raise RunFailed(
             TrainerExit.USER,
             f"model.source: {source.asked} has model_type {model_type!r}, which transformers does not know as a "
-            f"language model.",
+            f"{'classifier' if scores else 'language model'}.",
             fix="Use an architecture that it knows, or a newer trainer.",
         )
     if not any(path.glob("*.safetensors")):
@@ -104,6 +107,8 @@ def load_tokenizer(source: Source, model: Model) -> Any:
         if model.eos_token not in tokenizer.get_vocab():
             raise RunFailed(TrainerExit.USER, f"model.eos_token: {model.eos_token!r} is not a token of {source.asked}.")
         tokenizer.eos_token = model.eos_token
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
+        tokenizer.eos_token = tokenizer.sep_token  # encoders end every text with it
     if tokenizer.eos_token_id is None:
         raise RunFailed(
             TrainerExit.USER,
@@ -120,20 +125,31 @@ def weights_dtype(launch: Launch, *, adapted: bool) -> torch.dtype:
     return torch.bfloat16 if adapted and launch.precision == "bf16" else torch.float32
 
 
-def load_model(source: Source, model: Model, *, dtype: torch.dtype, tokenizer: Any) -> Any:
-    """The model with weights for every parameter, on the CPU. Raises RunFailed (USER) where the files do not fit it."""
-    from transformers import AutoModelForCausalLM
-
+def load_model(
+    source: Source,
+    model: Model,
+    *,
+    dtype: torch.dtype,
+    tokenizer: Any,
+    quantization: Any = None,
+    device: str = "cpu",
+    scores: bool = False,
+) -> Any:
+    """The model with weights for every parameter, on the CPU; with `quantization` (transformers' configuration) on
+    `device`; with `scores` as a reward model, whose head is random where the files have none. Raises RunFailed (USER)
+    where the files do not fit it."""
     attention = "sdpa" if model.attention == "auto" else model.attention
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
+        loaded, info = auto_model(scores=scores).from_pretrained(
             source.path,
+            **({"num_labels": 1} if scores else {}),
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **({"quantization_config": quantization, "device_map": {"": device}} if quantization else {}),
         )
     except (ImportError, ValueError, OSError, RuntimeError) as error:
         if "out of memory" in str(error).lower():
@@ -142,13 +158,20 @@ def load_model(source: Source, model: Model, *, dtype: torch.dtype, tokenizer: A
             TrainerExit.USER,
             f"{source.asked} cannot be loaded with {attention} attention: {str(error).splitlines()[0]}",
         ) from error
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted(key for key in info["missing_keys"] if not (scores and key.partition(".")[0] in HEADS)):
         raise RunFailed(
             TrainerExit.USER,
             f"{source.asked} lacks weights: {', '.join(missing[:3])} ({len(missing)} in all) are not in its files.",
         )
     _match_tokenizer(loaded, tokenizer, source)
     return loaded
+
+
+def auto_model(*, scores: bool) -> Any:
+    """The class of transformers that loads it."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if scores else AutoModelForCausalLM
 
 
 def _match_tokenizer(model: Any, tokenizer: Any, source: Source) -> None:
@@ -161,31 +184,29 @@ def _match_tokenizer(model: Any, tokenizer: Any, source: Source) -> None:
             fix="Set model.tokenizer to the model's own.",
         )
     text_config = model.config.get_text_config()
-    text_config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    text_config.pad_token_id = tokenizer.pad_token_id
+    text_config.eos_token_id = tokenizer.eos_token_id
+    if model.can_generate():
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.eos_token_id = stop_tokens(model, tokenizer)
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Where an answer ends: at the tokenizer's token, and at those that the model knew before."""
     known = model.generation_config.eos_token_id
     stops = known if isinstance(known, list) else [] if known is None else [known]
-    text_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.eos_token_id = list(dict.fromkeys([tokenizer.eos_token_id, *stops]))
-
-
-def base_identity(source: Source) -> dict[str, str]:
-    """Which model this is, so that an adapter can be held against it later."""
-    config = (Path(source.path) / "config.json").read_bytes()
-    return {"source": source.asked, "revision": source.revision, "config_sha256": sha256(config).hexdigest()}
-
-
-def public_name(base: Source) -> str:
-    """How others find the base: its repository, its address in a bucket, or the bare name of a local directory."""
-    scheme, _, rest = base.asked.partition("://")
-    if scheme == "hf":
-        return rest.partition("@")[0]
-    return Path(rest).name if scheme == "file" else base.asked
+    return list(dict.fromkeys([tokenizer.eos_token_id, *stops]))
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """Trainable parameters, and all of them."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    """Trainable parameters, and all of them; weights in 4 bits count as what they stand for."""
+    sizes = [(_numbers(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+
+
+def _numbers(parameter: torch.nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return math.prod(state.shape) if state is not None else parameter.numel()
 
 
 def train_in_fp32(model: Any) -> None:

@@ -6,7 +6,7 @@ Called by the methods in the first rank. Files name the base by its source, neve
 import json
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -19,14 +19,24 @@ from safetensors.torch import load_file
 
 from hone import __version__
 from hone.errors import IntegrityError
+from hone.job import EventType
+from hone.modelinfo import ADAPTER_IDENTITY
+from hone_trainer import merging
+from hone_trainer.base_identity import base_identity, public_name
 from hone_trainer.card import card
 from hone_trainer.context import RunContext
 from hone_trainer.data import Prepared
-from hone_trainer.model import base_identity, public_name
+from hone_trainer.inputs import Source
+from hone_trainer.lora import WEIGHTS, saved_tensors
+from hone_trainer.merging import Part
+from hone_trainer.model import auto_model, stop_tokens, weights_dtype
 
 MAX_MERGE_KL = 1e-2
-"""Nats a token; an fp32 merge is below 1e-6, rounding it to bf16 costs about 1e-5."""
-_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
+"""For output.merged, nats a token; method.merge.max_kl has the same default. An fp32 merge is below 1e-6, rounding it
+to bf16 costs about 1e-5."""
+_PACKAGES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "safetensors", "tokenizers",
+)  # fmt: skip
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -50,23 +60,28 @@ def save(context: RunContext, model: Any, tokenizer: Any) -> dict[str, float] | 
         _save_model(context, model, tokenizer)
         return None
     _save_adapter(context, model, tokenizer)
-    return _save_merged(context, tokenizer) if context.run.spec.output.merged else None
+    if not context.run.spec.output.merged:
+        return None
+    trained = Source(asked="The adapter that was just trained", path=str(context.output("adapter")))
+    fix = (
+        "Leave output.merged out and serve the adapter beside its base, or merge it with a larger method.merge.max_kl."
+    )
+    return save_merged(context, tokenizer, [Part(adapter=trained)], combination="cat", limit=MAX_MERGE_KL, fix=fix)
 
 
 def _save_adapter(context: RunContext, model: Any, tokenizer: Any) -> None:
-    from peft import get_peft_model_state_dict
-
-    directory, base = context.output("adapter"), context.inputs.model
-    # Whether embeddings were resized would be asked of the Hub; what is trained of them stands in modules_to_save.
-    model.save_pretrained(directory, save_embedding_layers=False)
+    directory, base, spec = context.output("adapter"), context.inputs.model, context.run.spec
+    # Only what was trained, and no frozen copy beside it. Whether embeddings were resized would be asked of the Hub.
+    model.save_pretrained(directory, selected_adapters=["default"], save_embedding_layers=False)
     file = directory / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     config |= {"base_model_name_or_path": public_name(base), "revision": base.revision or None}
     file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    (directory / "hone_base.json").write_text(json.dumps(base_identity(base), indent=2), encoding="utf-8")
+    dtype = str(weights_dtype(context.run.launch, adapted=True)).removeprefix("torch.")
+    identity = base_identity(base) | {"dtype": dtype, "quantization": spec.quantization or ""}  # as it was loaded
+    (directory / ADAPTER_IDENTITY).write_text(json.dumps(identity, indent=2), encoding="utf-8")
     _finish(context, directory, tokenizer, kind="adapter")
-    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-    compare(expected, load_file(directory / "adapter_model.safetensors"), where=directory)
+    compare(saved_tensors(model), load_file(directory / WEIGHTS), where=directory)
 
 
 def _save_model(context: RunContext, model: Any, tokenizer: Any) -> None:
@@ -75,48 +90,31 @@ def _save_model(context: RunContext, model: Any, tokenizer: Any) -> None:
     model.to(stored_dtype(Path(context.inputs.model.path)))
     model.save_pretrained(directory)
     _finish(context, directory, tokenizer, kind="model")
-    compare(dict(model.named_parameters()), dict(_reload(directory).named_parameters()), where=directory)
+    compare(dict(model.named_parameters()), dict(_reload(context, directory).named_parameters()), where=directory)
 
 
-def _save_merged(context: RunContext, tokenizer: Any) -> dict[str, float]:
-    """Merge in fp32, save in the base's precision, reload, and measure what merging and rounding cost."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+def save_merged(
+    context: RunContext, tokenizer: Any, parts: Sequence[Part], *, combination: str, limit: float, fix: str
+) -> dict[str, float]:
+    """Merge in fp32, save in the base's precision, reload, and measure what merging and rounding cost.
 
-    directory, base = context.output("merged"), Path(context.inputs.model.path)
-    fresh = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, local_files_only=True)
-    adapted = PeftModel.from_pretrained(fresh, context.output("adapter")).eval()
-    stops = [tokenizer.eos_token_id]
-    probe = _probe(fresh.config.get_text_config().vocab_size)
-    with torch.no_grad():
-        wanted = adapted(**probe).logits
-    merged = adapted.merge_and_unload().to(stored_dtype(base))
-    merged.config.get_text_config().eos_token_id = tokenizer.eos_token_id
-    merged.generation_config.eos_token_id = stops
-    merged.save_pretrained(directory)
+    Raises RunFailed (USER) where that is more than `limit`; `fix` says what to do then.
+    """
+    directory, base = context.output("merged"), context.inputs.model
+    model, references = merging.merge(base, parts, combination=combination, model=context.run.spec.model)
+    model.to(stored_dtype(Path(base.path)))
+    text_config = model.config.get_text_config()
+    text_config.eos_token_id, text_config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    model.generation_config.eos_token_id = stop_tokens(model, tokenizer)
+    model.save_pretrained(directory)
     _finish(context, directory, tokenizer, kind="merged")
-    reloaded = _reload(directory)
-    compare(dict(merged.named_parameters()), dict(reloaded.named_parameters()), where=directory)
-    with torch.no_grad():
-        found = reloaded(**probe).logits.float()
-    return _merge_quality(wanted, found, directory)
-
-
-def _merge_quality(wanted: torch.Tensor, found: torch.Tensor, directory: Path) -> dict[str, float]:
-    before, after = wanted.log_softmax(-1), found.log_softmax(-1)
-    divergence = float((before.exp() * (before - after)).sum(-1).mean())
-    if not divergence <= MAX_MERGE_KL:
-        raise IntegrityError(
-            f"The merged model in {directory.name}/ is not the adapted one: KL {divergence:.3g} nats a token, at most "
-            f"{MAX_MERGE_KL:g} is allowed."
-        )
-    return {"kl_nats": max(divergence, 0.0), "max_logit_difference": float((wanted - found).abs().max())}
-
-
-def _probe(vocabulary: int) -> dict[str, torch.Tensor]:
-    """Tokens to hold two models against each other; the same in every run."""
-    ids = torch.randint(0, vocabulary, (2, 64), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    reloaded = _reload(context, directory)
+    compare(dict(model.named_parameters()), dict(reloaded.named_parameters()), where=directory)
+    del model  # one copy in fp32 at a time
+    quality = references.quality(merging.logits(reloaded.float()))
+    context.event(EventType.NOTE, merging.sentence(quality, limit=limit), metrics=quality)
+    merging.check(quality, limit=limit, fix=fix)
+    return quality
 
 
 def _finish(context: RunContext, directory: Path, tokenizer: Any, *, kind: str) -> None:
@@ -124,11 +122,10 @@ def _finish(context: RunContext, directory: Path, tokenizer: Any, *, kind: str) 
     (directory / "README.md").write_text(card(context, kind=kind), encoding="utf-8")
 
 
-def _reload(directory: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
+def _reload(context: RunContext, directory: Path) -> Any:
+    auto = auto_model(scores=context.run.spec.method.reward is not None)
     with _quiet_loading():
-        return AutoModelForCausalLM.from_pretrained(directory, dtype="auto", local_files_only=True).eval()
+        return auto.from_pretrained(directory, dtype="auto", local_files_only=True).eval()
 
 
 @contextmanager
@@ -166,7 +163,7 @@ def stored_dtype(model: Path) -> torch.dtype:
 def record(
     context: RunContext,
     *,
-    data: Prepared,
+    data: Prepared | None = None,
     clock: Clock,
     parameters: Mapping[str, int],
     metrics: Mapping[str, Any],
@@ -175,16 +172,13 @@ def record(
     """What result.json says of the run; the supervisor adds outputs, identity and total time."""
     launch = context.run.launch
     gpu_bytes = torch.cuda.max_memory_allocated() if launch.device == "cuda" else None
-    dataset = {"fingerprint": data.fingerprint, "train": data.train_counts.metrics()}
-    if data.eval_counts:
-        dataset["eval"] = data.eval_counts.metrics()
     return {
         "method": context.run.spec.method.name,
         "versions": {"hone": __version__, **{name: version(name) for name in _PACKAGES}},
         "seed": context.run.spec.training.seed,
         "launch": asdict(launch),
         "base": base_identity(context.inputs.model),
-        "data": dataset,
+        **({"data": _described(data)} if data else {}),
         "parameters": dict(parameters),
         "steps": dict(steps),
         "metrics": dict(metrics),
@@ -194,3 +188,8 @@ def record(
             "gpu": gpu_bytes,
         },
     }
+
+
+def _described(data: Prepared) -> dict[str, Any]:
+    found = {"fingerprint": data.fingerprint, "train": data.train_counts.metrics()}
+    return found | ({"eval": data.eval_counts.metrics()} if data.eval_counts else {})

@@ -1,57 +1,62 @@
 """One attempt on one machine, from lock to exit.json: fetch, launch, supervise, publish, and say how it ended.
 
-Called by `python -m hone_trainer run`. It imports no torch, so that it starts at once; a worker lives no longer than
-it.
-What it leaves is exactly one of: exit.json, or a free lock beside process.json (it was killed).
+Called by `python -m hone_trainer run` on a machine of one's own, and by pod.py in a pod. It imports no torch, so that
+it starts at once; a worker lives no longer than it. What it leaves is exactly one of: exit.json, or a free lock beside
+process.json (it was killed). Of several nodes the first one claims, reports and publishes; every node fetches its own
+inputs, starts its own ranks, and says how it ended.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 from hone.errors import HoneError
-from hone.job import EventType, Failure
+from hone.job import EventType, Failure, Plan
 from hone.run import Run, RunDirectory, TrainerExit
-from hone_trainer import launch, process
-from hone_trainer.failure import (
-    RunFailed,
-    classify,
-    failure_of,
-    failure_to_json,
-    log_tail,
-    read_error,
-    worker_died,
-    write_atomically,
-)
+from hone_trainer import process
+from hone_trainer.failure import RunFailed, classify, failure_of, failure_to_json, log_tail, write_atomically
+from hone_trainer.fit import Asked, check_model, check_request, write_plan
+from hone_trainer.gang import Alone, Gang, PeerEnded, follow_up
 from hone_trainer.inputs import fetch
+from hone_trainer.node import Node
 from hone_trainer.publish import Publisher
-from hone_trainer.report import EventLog, Relay, sender
+from hone_trainer.report import EventLog, Printer, Relay, say, sender
+from hone_trainer.stop import Stop, interrupt_for_peer, stop_signals
+from hone_trainer.uploads import Uploads, fetch_checkpoint
+from hone_trainer.workers import Workers
 
-GRACE_S = 60.0
-"""How long workers have to stop after SIGTERM; the backend's own grace may be shorter."""
-_POLL_S = 0.05
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where the supervisor runs; the defaults are those of a machine of one's own."""
+
+    node: Node = field(default_factory=Node)
+    asked: Asked | None = None
+    """What the Job asks for; None where there is no Job, and the backend has planned for this machine."""
+    pod: str = ""
+    """Uid of the pod."""
+    prints_logs: bool = False
+    """Whether what the ranks write goes to stdout too, line by line."""
 
 
-def supervise(path: Path) -> TrainerExit:
+def supervise(path: Path, setting: Setting = Setting()) -> TrainerExit:  # noqa: B008 (it is frozen)
     """Run the attempt in this directory. The answer is also the process's exit code."""
     directory = RunDirectory(path)
     with _lock(directory) as held:
         if not held:
-            sys.stderr.write(f"{path} belongs to a trainer that runs, or has run already.\n")
+            say(f"{path} belongs to a trainer that runs, or has run already.")
             return TrainerExit.ALREADY_RAN
-        events = EventLog(directory.events)
-        with _stop_signals() as stop:
-            failure = _attempt(directory, events, stop)
+        with stop_signals() as stop:
+            failure = _Attempt(directory, setting, stop).run()
         code = TrainerExit(failure.exit_code or 0) if failure else TrainerExit.SUCCEEDED
         write_atomically(directory.exit, json.dumps(_exit_record(code, failure)))
         return code
@@ -69,179 +74,155 @@ def _lock(directory: RunDirectory) -> Iterator[bool]:
         yield not directory.process.exists()
 
 
-class Stop:
-    """Whether somebody asked the run to stop."""
+class _Attempt:
+    """All of the attempt that this node does."""
 
-    def __init__(self) -> None:
-        self.asked_at: float | None = None
-        self._at_once = False
+    def __init__(self, directory: RunDirectory, setting: Setting, stop: Stop) -> None:
+        self._directory, self._setting, self._stop = directory, setting, stop
+        self._node = setting.node
+        # Other nodes have no events: what they say is their log, their exit code and their termination message.
+        self._events = EventLog(directory.events if self._node.is_main else Path(os.devnull))
+        self._gang: Alone | Gang = Alone()
+        self._publisher: Publisher | None = None
+        self._printer: Printer | None = None
+        self._relay: Relay | None = None
 
-    def ask(self, _signal: int, _frame: FrameType | None) -> None:
-        """The signal handler."""
-        self.asked_at = self.asked_at or time.monotonic()
-        if self._at_once:
-            self._at_once = False  # a second signal must not interrupt the way out
-            raise _interrupted()
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """A phase of the supervisor's own, such as a download: a signal ends it where it stands."""
-        if self.asked_at is not None:
-            raise _interrupted()
-        self._at_once = True
+    def run(self) -> Failure | None:
+        """What is answered is why it failed, or None."""
+        failure: Failure | None
         try:
-            yield
+            text = self._read()
+            run = Run.from_yaml(text)
+            self._open(run, text)
+            failure = self._train_and_publish(run)
+        except PeerEnded as error:
+            failure = follow_up(error.failure, node=self._node)
+        except BaseException as error:
+            failure = self._failure_of(error)
+        self._close(failure)
+        return failure
+
+    def _read(self) -> str:
+        """The run file, read once: whoever changes it later changes nothing."""
+        file = self._directory.run_file
+        try:
+            return file.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise RunFailed(TrainerExit.USER, f"{file} is missing: there is nothing to run.") from error
+
+    def _open(self, run: Run, text: str) -> None:
+        """Say that this trainer is there, and give everybody something to follow."""
+        directory, node = self._directory, self._node
+        record = {"pid": os.getpid(), "start_time": process.start_time(os.getpid()), "nonce": run.nonce}
+        write_atomically(directory.process, json.dumps(record))
+        logs = {f"[rank {rank}] ": directory.log(rank) for rank in node.ranks(run.launch)}
+        shown = {"": directory.trainer_log, **logs} if self._setting.prints_logs else {}
+        self._printer = Printer(directory.events, logs=shown)
+        if node.is_main and (service := sender(os.environ, run)):
+            self._relay = Relay(directory.events, service)
+        if self._setting.asked is None:
+            node.check(run.launch)
+        if run.launch.nodes > 1:
+            request_hash = hashlib.sha256(text.encode()).hexdigest()
+            self._gang = Gang(node, nodes=run.launch.nodes, request_hash=request_hash, on_end=interrupt_for_peer)
+
+    def _train_and_publish(self, run: Run) -> Failure | None:
+        started = time.monotonic()
+        scratch = self._directory.scratch
+        scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._stop.at_once():
+                if self._prepare(run):
+                    return None
+            workers = Workers(run, self._directory, node=self._node, gang=self._gang, environment=os.environ)
+            uploads = self._uploads(run)
+            try:
+                failure = workers.run(self._stop)
+            finally:
+                uploads.close(until=workers.deadline(self._stop))
+            if failure is None:
+                self._gang.leave()
+                if self._node.is_main:
+                    assert self._publisher is not None
+                    with self._stop.at_once():
+                        self._publisher.publish(scratch, seconds=time.monotonic() - started)
+            return failure
         finally:
-            self._at_once = False
+            shutil.rmtree(scratch, ignore_errors=True)  # nothing half-made is left behind
 
+    def _uploads(self, run: Run) -> Uploads:
+        """Only the first node has checkpoints: other nodes' workers hand theirs over."""
+        assert self._publisher is not None
+        keep = run.spec.training.checkpoint.keep
+        earlier = [point.place for point in reversed(run.resume)]
+        return Uploads(self._directory.checkpoints, self._publisher, self._events, keep=keep, earlier=earlier)
 
-@contextmanager
-def _stop_signals() -> Iterator[Stop]:
-    stop = Stop()
-    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def _prepare(self, run: Run) -> bool:
+        """Everything before the first rank starts; True when there is nothing left to do.
 
+        The Job is looked at before anything is contacted; the store before anybody is waited for; and nothing is
+        fetched before every node is there.
+        """
+        plan = self._check_job(run)
+        self._publisher = Publisher(run, self._events, environment=os.environ, pod=self._setting.pod)
+        if result := self._publisher.finished():
+            if self._node.is_main:
+                self._publisher.tell_finished(result)
+            say(f"Complete results of this request are in the store already: {', '.join(_places(result))}.")
+            return True
+        if self._node.is_main:
+            self._publisher.claim()
+        self._gang.meet()
+        self._events.write(EventType.PHASE, "loading", fields={"phase": "loading"})
+        inputs = fetch(run, self._directory.scratch / "inputs")
+        inputs.write(self._directory.scratch / "inputs.json")
+        fetch_checkpoint(run, self._publisher, self._events, self._directory.resume)
+        if plan is None and self._setting.asked is not None:
+            plan = check_model(run, self._setting.asked, Path(inputs.model.path))
+        if plan:
+            write_plan(plan, self._directory.scratch / "plan.json")
+        self._gang.ready()
+        return False
 
-def _attempt(directory: RunDirectory, events: EventLog, stop: Stop) -> Failure | None:
-    """All of the attempt; what is answered is why it failed, or None."""
-    relay: Relay | None = None
-    try:
-        run = _read(directory)
-        _announce(directory, run)
-        relay = Relay(directory.events, send=sender(os.environ.get("HONE_REPORT_ADDRESS"), run))
-        failure = _train_and_publish(directory, run, events, stop)
-    except BaseException as error:
+    def _check_job(self, run: Run) -> Plan | None:
+        if self._setting.asked is None:
+            return None
+        plan = check_request(run, self._setting.asked, self._node)
+        self._node.check(run.launch)
+        return plan
+
+    def _failure_of(self, error: BaseException) -> Failure:
+        if cause := self._gang.cause:  # the signal that ended the wait came from there
+            return follow_up(cause, node=self._node)
         failed = classify(error)
         if failed.code == TrainerExit.INTERNAL:
-            sys.excepthook(type(error), error, error.__traceback__)
-        failure = failure_of(failed, log_tail=log_tail(directory.trainer_log))
-    if failure:
-        _report_failure(events, failure)
-    if relay:
-        relay.close()
-    return failure
+            say("".join(traceback.format_exception(error)).rstrip())
+        return failure_of(failed, log_tail=log_tail(self._directory.trainer_log))
+
+    def _close(self, failure: Failure | None) -> None:
+        """Tell everybody how it ended; each for a bounded time."""
+        if failure:
+            self._gang.tell(failure)
+            _report_failure(self._events, failure)
+            say(f"{failure.message} {failure.next_step}".rstrip())
+        elif self._setting.prints_logs:
+            say("Done.")
+        self._gang.close()
+        if self._publisher:
+            if self._node.is_main:
+                with suppress(HoneError):  # the run's own outcome is what counts
+                    self._publisher.keep_events(self._directory.events)
+            self._publisher.close()
+        if self._printer:
+            self._printer.close()
+        if self._relay:
+            self._relay.close()
 
 
-def _read(directory: RunDirectory) -> Run:
-    try:
-        return Run.from_yaml(directory.run_file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunFailed(TrainerExit.USER, f"{directory.run_file} is missing: there is nothing to run.") from error
-
-
-def _announce(directory: RunDirectory, run: Run) -> None:
-    record = {"pid": os.getpid(), "start_time": process.start_time(os.getpid()), "nonce": run.nonce}
-    write_atomically(directory.process, json.dumps(record))
-
-
-def _train_and_publish(directory: RunDirectory, run: Run, events: EventLog, stop: Stop) -> Failure | None:
-    started = time.monotonic()
-    directory.scratch.mkdir(parents=True, exist_ok=True)
-    directory.log(0).parent.mkdir(parents=True, exist_ok=True)
-    publisher = Publisher(run, events)
-    try:
-        with stop.at_once():
-            publisher.claim()
-            events.write(EventType.PHASE, "loading", fields={"phase": "loading"})
-            fetch(run, directory.scratch / "inputs").write(directory.scratch / "inputs.json")
-        failure = _run_workers(directory, run, stop)
-        if failure is None:
-            with stop.at_once():
-                publisher.publish(directory.scratch, seconds=time.monotonic() - started)
-        return failure
-    finally:
-        shutil.rmtree(directory.scratch, ignore_errors=True)  # nothing half-made is left behind
-        with suppress(HoneError):  # the run's own outcome is what counts
-            publisher.keep_events(directory.events)
-        publisher.close()
-
-
-def _run_workers(directory: RunDirectory, run: Run, stop: Stop) -> Failure | None:
-    """Start the workers, pass signals on, wait for the end; what is answered is the first failure."""
-    command = launch.command(run.launch, directory.path)
-    environment = launch.environment(run.launch, directory.scratch, os.environ)
-    direct = run.launch.launcher == "direct"
-    log = directory.log(0) if direct else directory.trainer_log
-    with log.open("ab") as output:
-        child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    try:
-        code = _wait(child, directory, run, stop)
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-    return _outcome(directory, run, code, asked_to_stop=stop.asked_at is not None)
-
-
-def _wait(child: "subprocess.Popen[bytes]", directory: RunDirectory, run: Run, stop: Stop) -> int:
-    passed_on = False
-    while True:
-        try:
-            return child.wait(_POLL_S)
-        except subprocess.TimeoutExpired:
-            pass
-        if stop.asked_at is None:
-            continue
-        if not passed_on:
-            passed_on = _pass_on(child, directory, run)
-        if time.monotonic() - stop.asked_at > GRACE_S:
-            child.kill()
-
-
-def _pass_on(child: "subprocess.Popen[bytes]", directory: RunDirectory, run: Run) -> bool:
-    """Ask the workers themselves to stop: a launcher would kill them after 30 seconds of its own.
-
-    False while a worker cannot hear yet (it installs its handler first thing, and then says that it is there).
-    """
-    ready = [directory.scratch / f"worker-{rank}.pid" for rank in range(run.launch.world_size)]
-    if not all(path.exists() for path in ready):
-        return False
-    for path in ready:
-        with suppress(ProcessLookupError):
-            os.kill(int(path.read_text()), signal.SIGTERM)
-    return True
-
-
-def _outcome(directory: RunDirectory, run: Run, code: int, *, asked_to_stop: bool) -> Failure | None:
-    """Why the workers ended: the first error of a rank's own, or a rank that was killed, or what its peers saw."""
-    if code == 0:
-        if (directory.scratch / "worker.json").exists():
-            return None
-        raise RunFailed(TrainerExit.INTERNAL, "The workers ended without an error and without a result.")
-    told = _told(directory, run)
-    own = [failure for failure in told if failure.exit_code != TrainerExit.WORKER_DIED]
-    if own:
-        return own[0]
-    if asked_to_stop:
-        return failure_of(_interrupted())
-    killed = (0, -code) if code < 0 else launch.killed_rank(log_tail(directory.trainer_log, lines=200))
-    if killed:
-        return worker_died(directory, rank=killed[0], signal_number=killed[1])
-    return told[0] if told else _silent_end(directory, run, code)
-
-
-def _told(directory: RunDirectory, run: Run) -> list[Failure]:
-    """What the ranks said, the earliest first."""
-    files = {rank: directory.error(rank) for rank in range(run.launch.world_size)}
-    times = sorted((file.stat().st_mtime_ns, rank) for rank, file in files.items() if file.exists())
-    return [failure for _, rank in times if (failure := read_error(directory, rank))]
-
-
-def _silent_end(directory: RunDirectory, run: Run, code: int) -> Failure:
-    """A worker fell before it could speak."""
-    log = directory.log(0) if run.launch.launcher == "direct" else directory.trainer_log
-    error = RunFailed(
-        TrainerExit.INTERNAL, f"The workers ended with code {code} before they could say why.", fix=f"Read {log}."
-    )
-    return failure_of(error, rank=0, log_tail=log_tail(log))
-
-
-def _interrupted() -> RunFailed:
-    return RunFailed(TrainerExit.INTERRUPTED, "The run was asked to stop (SIGTERM) and stopped.")
+def _places(result: dict[str, object]) -> list[str]:
+    outputs = result["outputs"]
+    assert isinstance(outputs, dict)
+    return [str(output["uri"]) for output in outputs.values()]
 
 
 def _report_failure(events: EventLog, failure: Failure) -> None:

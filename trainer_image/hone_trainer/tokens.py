@@ -60,6 +60,8 @@ class Counts:
     rows_truncated: int = 0
     rows_dropped: int = 0
     """Rows with nothing left to learn within max_length."""
+    rows_alike: int | None = None
+    """Pairs whose two sides are equal within max_length; None where rows are no pairs."""
     rows_merged_at_boundary: int = 0
     longest_row: int = 0
     """Tokens, before it is cut."""

@@ -1,96 +1,119 @@
-"""TRL's trainer with an honest evaluation, and what is told, checked and kept at each step. Used by methods/sft.py."""
+"""What is told, checked and kept at each step and evaluation, beside TRL's trainers. Used by the methods."""
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTTrainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hone.job import EventType
 from hone.run import TrainerExit
+from hone_trainer import sharding
+from hone_trainer.checkpoints import BEST, Checkpoints
 from hone_trainer.context import RunContext
 from hone_trainer.failure import RunFailed
+from hone_trainer.model import train_in_fp32
+from hone_trainer.optimizers import own_optimizer
+from hone_trainer.preference import FIGURES
+
+_TOLD = ("loss", "learning_rate", "grad_norm", *FIGURES)
 
 
-class Trainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer on tokens that are ready; it reports through Progress and stops on a loss that is not a number."""
+class EvaluationCut(Exception):
+    """The run was asked to stop, so an evaluation was not carried to its end."""
 
-    control: TrainerControl
 
-    def __init__(self, *, context: RunContext, **arguments: Any) -> None:
-        self._context = context
-        self.eval_collator: Callable[..., dict[str, Any]] | None = None
-        """Makes padded batches of the evaluation set, which is never packed."""
-        self.last_eval: tuple[int, dict[str, float]] | None = None
-        """Step and figures of the latest evaluation."""
+class Watch:
+    """Beside every method's trainer: counts its tokens, ends a run whose loss is no number, reports evaluations."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.progress = Progress(context)
+        self.checkpoints = Checkpoints(context, self)
+        evaluation = context.run.spec.training.eval
+        self.best = Best(context, patience=evaluation.early_stopping_patience) if evaluation.keep_best else None
         self.tokens_seen = 0
         """Tokens that this rank has trained on, padding left out."""
-        super().__init__(**arguments)
+        self.before: dict[str, float] | None = None
+        """The evaluation before the first step."""
+        self.last_eval: tuple[int, dict[str, float]] | None = None
+        """Step and figures of the latest evaluation."""
+        self.is_stopping = False
+        """Whether every rank knows that one of them was asked to stop. A signal that came since may be one rank's own:
+        what all of them do together must not hang on it."""
+        self._trainer: Any = None
 
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "labels", "seq_lengths", "rows"]
+    @property
+    def callbacks(self) -> list[TrainerCallback]:
+        """What the trainer calls at each step."""
+        return [self.progress, *([self.best] if self.best else []), self.checkpoints]
 
-    def training_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> torch.Tensor:
-        """One forward and backward pass; a loss that is NaN or infinite ends the run before it reaches the weights."""
-        rows = inputs.pop("rows")
+    def attach(self, trainer: Any) -> None:
+        """Take over a trainer that was just made: its printing is off, and what it trains is fp32, or bf16 where the
+        optimizer is for that."""
+        self._trainer = self.progress.trainer = trainer
+        sharding.check(self.context.run.launch, trainer.accelerator)
+        for callback in (PrinterCallback, ProgressCallback):
+            with suppress(ValueError):
+                trainer.remove_callback(callback)
+        if optimizer := own_optimizer(self.context.run.spec):
+            trainer.optimizer_cls_and_kwargs = optimizer  # not every trainer of TRL's takes it as an argument
+        else:
+            train_in_fp32(trainer.model)
+
+    def take(self, inputs: dict[str, Any]) -> list[int]:
+        """Take out of a batch what the model does not read; the answer is the rows it was made of."""
         self.tokens_seen += inputs.pop("num_tokens")
-        loss: torch.Tensor = super().training_step(model, inputs, *arguments, **options)
+        rows: list[int] = inputs.pop("rows")
+        return rows
+
+    def checked(self, loss: torch.Tensor, *, step: int, rows: list[int]) -> torch.Tensor:
+        """The loss. Raises RunFailed (DIVERGED) when it is NaN or infinite."""
         if not math.isfinite(loss.item()):
-            raise _diverged("loss", loss.item(), step=self.state.global_step + 1, rows=rows)
+            raise _diverged("loss", loss.item(), step=step, rows=rows)
         return loss
 
-    def evaluate(self, *_arguments: Any, **_options: Any) -> dict[str, float]:
-        """Loss per learned token over all evaluation rows: the same for every batch size and number of ranks.
+    def batches(self, loader: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Those of an evaluation, until this rank is asked to stop."""
+        for batch in loader:
+            if self.context.stop.asked:
+                return
+            yield batch
 
-        The mean of batch means, which is the library's, weighs a token by the batch it happens to stand in.
-        """
-        self._context.phase("evaluation")
-        totals = self._eval_totals()
-        loss = totals[0] / totals[1]
-        metrics = {
-            "eval_loss": loss,
-            "eval_perplexity": math.exp(min(loss, 700.0)),
-            "eval_accuracy": totals[2] / totals[1],
-        }
-        step = self.state.global_step
-        self._context.event(EventType.EVAL, f"eval loss {loss:.4f}", step=step, metrics=metrics)
+    def summed(self, totals: torch.Tensor) -> list[float]:
+        """What every rank measured, added up. Raises EvaluationCut on all of them when one was asked to stop."""
+        asked = torch.tensor([float(self.context.stop.asked)], dtype=totals.dtype)
+        reduced = self._trainer.accelerator.reduce(torch.cat([totals, asked]).to(self._trainer.args.device))
+        sums: list[float] = reduced.tolist()
+        if sums.pop():
+            raise EvaluationCut
+        return sums
+
+    def evaluate(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Measure, report, and let the callbacks decide; `measure` gives eval_loss among others."""
+        trainer, context = self._trainer, self.context
+        context.phase("evaluation")
+        try:
+            metrics, step = measure(), trainer.state.global_step
+        except EvaluationCut:
+            context.stop.leave()
+            trainer.control.should_training_stop = trainer.control.should_save = True
+            trainer.control.should_evaluate = False  # or it would begin again at the end of the epoch
+            return {}
+        loss = metrics["eval_loss"]
+        context.event(EventType.EVAL, f"eval loss {loss:.4f}", step=step, metrics=metrics)
         if not math.isfinite(loss):
             raise _diverged("evaluation loss", loss, step=step, rows=[])
         self.last_eval = (step, metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        if 0 < step < self.state.max_steps:
-            self._context.phase("training")
+        trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
+        if 0 < step < trainer.state.max_steps:
+            context.phase("training")
         return metrics
-
-    @torch.no_grad()
-    def _eval_totals(self) -> list[float]:
-        """Sum of losses, number of tokens, number of right guesses, over all ranks."""
-        rows = self.eval_dataset.select(range(self._context.rank, len(self.eval_dataset), self._context.world_size))
-        loader = DataLoader(rows, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.eval_collator)
-        totals = torch.zeros(3, dtype=torch.float64)
-        trained = self.model.training
-        self.model.eval()
-        for batch in loader:
-            self._context.stop.check()
-            inputs = {k: v.to(self.args.device) for k, v in batch.items() if isinstance(v, torch.Tensor)}
-            with self.compute_loss_context_manager():
-                found = self.model(**inputs, fused_lm_head=True)
-            right = found.is_top1.sum().item()
-            totals += torch.tensor([-found.log_probs.double().sum().item(), found.label_mask.sum().item(), right])
-        self.model.train(trained)
-        total: list[float] = self.accelerator.reduce(totals.to(self.args.device)).tolist()
-        return total
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Hand figures to the callbacks without TRL's own counters, which are not right for packed rows."""
-        self._metrics["train"].clear()
-        super().log(logs, start_time)
 
 
 def _diverged(what: str, value: float, *, step: int, rows: list[int]) -> RunFailed:
@@ -111,7 +134,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
-        self.trainer: Trainer | None = None
+        self.trainer: Any = None
         self.first_loss: float | None = None
         self.last_loss: float | None = None
         self._began = self._last_time = 0.0
@@ -128,13 +151,13 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_rest: Any) -> None:
         """Agree on stopping, and add up tokens, over all ranks."""
         assert self.trainer is not None
-        asked, self._tokens = self._context.stop.asked, self.trainer.tokens_seen
+        asked, self._tokens = self._context.stop.asked, self.trainer.watch.tokens_seen
         if self._context.world_size > 1:
             mine = torch.tensor([int(asked), self._tokens], device=args.device)
             stops, self._tokens = self.trainer.accelerator.reduce(mine).tolist()
             asked = stops > 0
         if asked:
-            self._context.stop.asked = True
+            self._context.stop.asked = self.trainer.watch.is_stopping = True
             control.should_training_stop = True
 
     def on_log(
@@ -168,7 +191,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             "tokens": float(self._tokens),
         }
         self._last_time, self._last_tokens = now, self._tokens
-        return metrics | {name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+        return metrics | {name: float(logs[name]) for name in _TOLD if name in logs}
 
 
 class Best(TrainerCallback):  # type: ignore[misc]
@@ -180,8 +203,9 @@ class Best(TrainerCallback):  # type: ignore[misc]
     def __init__(self, context: RunContext, *, patience: int | None) -> None:
         self._context = context
         self._patience = patience
-        self._path = context.scratch / "best.safetensors"
-        self._bad = 0
+        self._path = context.scratch / BEST
+        self.bad = 0
+        """Evaluations since the best one."""
         self.loss = math.inf
         self.step: int | None = None
         self.stopped_early = False
@@ -197,16 +221,14 @@ class Best(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Keep or count. Every rank has the same loss, so every rank decides alike."""
         if metrics["eval_loss"] < self.loss:
-            self.loss, self.step, self._bad = metrics["eval_loss"], state.global_step, 0
-            if self._context.is_main:
+            self.loss, self.step, self.bad = metrics["eval_loss"], state.global_step, 0
+            if self._context.leads_node:
                 save_file(_trained(model), self._path)
             return
-        self._bad += 1
-        if self._patience is not None and self._bad >= self._patience and state.global_step:
+        self.bad += 1
+        if self._patience is not None and self.bad >= self._patience and state.global_step:
             self.stopped_early = control.should_training_stop = True
-            text = (
-                f"evaluation loss has not fallen below {self.loss:.4f} (step {self.step}) for {self._bad} evaluations"
-            )
+            text = f"evaluation loss has not fallen below {self.loss:.4f} (step {self.step}) for {self.bad} evaluations"
             self._context.event(EventType.NOTE, f"Stopping early: {text}.", step=state.global_step)
 
     def restore(self, model: Any, *, step: int) -> bool:

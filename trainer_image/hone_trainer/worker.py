@@ -13,6 +13,7 @@ from hone.run import Run, RunDirectory, TrainerExit
 from hone_trainer import world
 from hone_trainer.context import RunContext, StopSignal
 from hone_trainer.failure import write_error
+from hone_trainer.fit import check_gpu
 from hone_trainer.guard import forbid_network
 from hone_trainer.inputs import Inputs
 from hone_trainer.process import die_with_parent
@@ -39,6 +40,7 @@ def _run(directory: RunDirectory, stop: StopSignal, rank: int) -> None:
     run = Run.from_yaml(directory.run_file.read_text(encoding="utf-8"))
     forbid_network([os.environ["MASTER_ADDR"]] if "MASTER_ADDR" in os.environ else ())
     world.join(run.launch, directory)
+    check_gpu(run.launch, directory.scratch / "plan.json")
     context = RunContext(
         run=run,
         directory=directory,
@@ -46,6 +48,7 @@ def _run(directory: RunDirectory, stop: StopSignal, rank: int) -> None:
         events=EventLog(directory.events),
         rank=rank,
         world_size=run.launch.world_size,
+        local_rank=world.local_rank(),
         stop=stop,
     )
     METHODS[run.spec.method.name](context)
@@ -57,7 +60,30 @@ def _run_sft(context: RunContext) -> None:
     sft.run(context)
 
 
-METHODS: dict[str, Callable[[RunContext], None]] = {"sft": _run_sft}
+def _run_dpo(context: RunContext) -> None:
+    from hone_trainer.methods import dpo
+
+    dpo.run(context)
+
+
+def _run_reward(context: RunContext) -> None:
+    from hone_trainer.methods import reward
+
+    reward.run(context)
+
+
+def _run_merge(context: RunContext) -> None:
+    from hone_trainer.methods import merge
+
+    merge.run(context)
+
+
+METHODS: dict[str, Callable[[RunContext], None]] = {
+    "sft": _run_sft,
+    "dpo": _run_dpo,
+    "reward": _run_reward,
+    "merge": _run_merge,
+}
 """What this trainer runs; validation answers NotServed for the rest."""
 
 

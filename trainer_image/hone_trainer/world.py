@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from hone.job import Launch
 from hone.run import RunDirectory, TrainerExit
+from hone_trainer import sharding
 from hone_trainer.failure import RunFailed, write_error
 
 RENDEZVOUS_S = 60.0
@@ -20,11 +21,18 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def local_rank() -> int:
+    """This process's number on its machine; 0 without a launcher."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def join(launch: Launch, directory: RunDirectory, *, timeout_s: float = RENDEZVOUS_S) -> None:
     """Meet the other ranks and compare the world with the plan. Raises WRONG_WORLD, at the latest after the timeout."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != launch.world_size:
         raise _wrong(f"{started} processes were started", launch)
+    if sharding.is_sharded(launch):
+        sharding.announce(launch)
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
@@ -36,6 +44,21 @@ def join(launch: Launch, directory: RunDirectory, *, timeout_s: float = RENDEZVO
     expected = multi if launch.world_size > 1 else DistributedType.NO
     if state.num_processes != launch.world_size or state.distributed_type != expected:
         raise _wrong(f"the world is {state.num_processes} processes of type {state.distributed_type.value}", launch)
+
+
+def agree(launch: Launch, what: str, fingerprint: str) -> None:
+    """Compare what every machine read for itself. Raises RunFailed (DATA) when they differ."""
+    if launch.nodes == 1:
+        return
+    from accelerate.utils import gather_object
+
+    found = gather_object([fingerprint])
+    if odd := [rank for rank, other in enumerate(found) if other != found[0]]:
+        raise RunFailed(
+            TrainerExit.DATA,
+            f"Rank {odd[0]} read another version of {what} than rank 0 ({found[odd[0]][:12]}… and {found[0][:12]}…).",
+            fix="Pin the source to a revision (hf://organisation/name@commit), or do not change it while a run starts.",
+        )
 
 
 @contextmanager

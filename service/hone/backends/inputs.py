@@ -5,6 +5,7 @@ Called by local.py. What only reading the rows can tell (an empty data set, a ro
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from hone.errors import InvalidRequest, Violation
@@ -15,24 +16,51 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _ELSEWHERE = "on the machine that the service runs on: put it there, or name an s3:// or hf:// source."
 
 
-def check_inputs(spec: JobSpec) -> None:
+class Sources(NamedTuple):
+    """What a request reads."""
+
+    model: str
+    tokenizer: str | None
+    dataset: str | None
+    eval_dataset: str | None
+    adapters: tuple[str, ...] = ()
+
+
+def sources(spec: JobSpec) -> Sources:
+    """The sources of a request."""
+    dataset, eval_dataset = (spec.dataset.source, spec.dataset.eval_source) if spec.dataset else (None, None)
+    adapters = tuple(part.source for part in spec.method.merge.adapters) if spec.method.merge else ()
+    return Sources(spec.model.source, spec.model.tokenizer, dataset, eval_dataset, adapters)
+
+
+def check_inputs(found: Sources) -> None:
     """Raise InvalidRequest with everything that is wrong with the request's file:// sources."""
-    violations = [*_model(spec)]
-    if spec.model.tokenizer:
-        violations += _there("model.tokenizer", spec.model.tokenizer)
-    if spec.dataset:
-        violations += _data("dataset.source", spec.dataset.source)
-        if spec.dataset.eval_source:
-            violations += _data("dataset.eval_source", spec.dataset.eval_source)
+    violations = [*_model("model.source", found.model)]
+    for number, adapter in enumerate(found.adapters):
+        violations += _adapter(f"method.merge.adapters.{number}.source", adapter)
+    if found.tokenizer:
+        violations += _there("model.tokenizer", found.tokenizer)
+    if found.dataset:
+        violations += _data("dataset.source", found.dataset)
+    if found.eval_dataset:
+        violations += _data("dataset.eval_source", found.eval_dataset)
     if violations:
         raise InvalidRequest(violations)
 
 
-def _model(spec: JobSpec) -> Iterator[Violation]:
-    path = _local_path(spec.model.source)
+def _adapter(field: str, source: str) -> Iterator[Violation]:
+    path = _local_path(source)
+    if path and path.is_dir() and not (path / "adapter_config.json").is_file():
+        yield Violation(path=field, value=source, message=f"{path} holds no adapter: adapter_config.json is missing.")
+        return
+    yield from _model(field, source)
+
+
+def _model(field: str, source: str) -> Iterator[Violation]:
+    path = _local_path(source)
     if path is None:
         return
-    wrong = list(_there("model.source", spec.model.source, directory=True))
+    wrong = list(_there(field, source, directory=True))
     if wrong:
         yield from wrong
     elif not any(path.glob("*.safetensors")):
@@ -41,7 +69,7 @@ def _model(spec: JobSpec) -> Iterator[Violation]:
             message = f"{path} holds pickle weights ({pickled[0]}), which can run code: convert them to safetensors."
         else:
             message = f"{path} holds no weights: a *.safetensors file is expected beside config.json."
-        yield Violation(path="model.source", value=spec.model.source, message=message)
+        yield Violation(path=field, value=source, message=message)
 
 
 def _data(field: str, source: str) -> Iterator[Violation]:

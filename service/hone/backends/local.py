@@ -12,21 +12,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from hone.backends import run_files
-from hone.backends.base import Observation, Phase
-from hone.backends.inputs import check_inputs
+from hone.backends.base import ForeignJob, Observation, Owner, Phase, Problem
+from hone.backends.inputs import check_inputs, sources
 from hone.backends.room import GIB, Needs, Room, Share
 from hone.crash import crash_point
-from hone.errors import InvalidRequest, StorageError, Violation, WrongState
-from hone.job import Failure, FailureClass, Plan
+from hone.errors import InvalidRequest, NotServed, StorageError, Violation, WrongState
+from hone.job import Event, Failure, FailureClass, Plan
 from hone.plan import Hardware, Planned
 from hone.run import Run, RunDirectory, TrainerExit
+from hone.spec import JobSpec
 
 _ENDED_ON_PURPOSE = frozenset(
     {TrainerExit.INTERRUPTED, TrainerExit.WORKER_DIED, TrainerExit.FENCED, TrainerExit.ALREADY_RAN}
@@ -40,6 +42,8 @@ class LocalBackend:
 
     name = "local"
     max_waiting: int | None = 16
+    poll_s = 0.5
+    keeps_ended = True
 
     def __init__(
         self,
@@ -61,6 +65,9 @@ class LocalBackend:
             cores=hardware.cpu_cores,
             gpus=_visible_gpus(len(hardware.installed), self._environment),
         )
+        # What lies on the disk is looked at once a second, however many requests come; what is wrong, each time.
+        self._check_inputs = lru_cache(maxsize=1024)(lambda inputs, second: check_inputs(inputs))
+        self._free_bytes = lru_cache(maxsize=1)(self._look_at_disk)
         self._find_shares()
 
     def close(self) -> None:
@@ -70,14 +77,28 @@ class LocalBackend:
                 child.returncode = 0  # it is nobody's child any more, and no mistake: keeps Popen from warning
         self._children.clear()
 
-    def check(self, planned: Planned) -> None:
-        """Refuse what this machine cannot run: its hardware, its files, its disk."""
+    @property
+    def problems(self) -> Sequence[Problem]:
+        """None: a machine that cannot be seen does not ask."""
+        return ()
+
+    def subscribe(self, callback: Callable[[str, str], None]) -> Callable[[], None]:
+        """Nothing here tells of changes: they are looked for."""
+        return lambda: None
+
+    def check(self, planned: Planned, *, namespace: str) -> None:
+        """Refuse what this machine cannot run: what only a cluster has, its hardware, its files, its disk."""
+        _refuse_cluster_fields(planned.spec)
         if not planned.runs_here:
             fix = "Change compute, or send it to a service that has this."
             message = f"cannot run on this machine: {planned.why_not_here} {fix}"
             raise InvalidRequest([Violation(path="compute", message=message)])
-        check_inputs(planned.spec)
+        self._check_inputs(sources(planned.spec), int(time.monotonic()))
         self._check_disk(planned.plan)
+
+    def manifest(self, planned: Planned, *, namespace: str) -> str:
+        """None: there is no cluster."""
+        return ""
 
     def ensure(self, run: Run, plan: Plan) -> Observation:
         """Start the trainer, where there is room and none was started."""
@@ -133,6 +154,30 @@ class LocalBackend:
         if rank == 0 and not path.exists():
             path = directory.trainer_log
         return run_files.read_log(path, tail=tail, offset=offset)
+
+    def rescue(self, run: Run, *, after_seq: int) -> tuple[Sequence[Event], Mapping[int, bytes]]:
+        """Nothing: files of a run stay as long as the job is there."""
+        return (), {}
+
+    def tail_logs(self, run: Run) -> Mapping[int, bytes]:
+        """None: logs lie in the run's directory as long as the job is there."""
+        return {}
+
+    def owner_of(self, namespace: str, pod: str, uid: str) -> Owner | None:
+        """None: there are no pods here."""
+        return None
+
+    def present(self) -> Sequence[Owner]:
+        """None: what is left of attempts goes with their job."""
+        return ()
+
+    def foreign(self) -> Sequence[ForeignJob]:
+        """None: nobody starts trainers here but the service."""
+        return ()
+
+    def foreign_logs(self, uid: str, *, rank: int, tail: int | None = None, offset: int = 0) -> Iterator[bytes]:
+        """Of nothing, nothing."""
+        return iter(())
 
     def _directory(self, run: Run) -> RunDirectory:
         return RunDirectory(self._runs / run.namespace / run.job / f"attempt-{run.attempt}")
@@ -227,15 +272,18 @@ class LocalBackend:
             self._room.give_back(_key(run))
 
     def _check_disk(self, plan: Plan) -> None:
-        place = self._runs
-        while not place.exists():
-            place = place.parent
-        free = shutil.disk_usage(place).free
+        free = self._free_bytes(int(time.monotonic()))
         if free < plan.disk_bytes:
             raise StorageError(
                 f"{self._runs} has {free / GIB:.1f} GiB free; the job needs {plan.disk_bytes / GIB:.1f} GiB there.",
                 fix="Free space, or set HONE_HOME to a directory on another disk.",
             )
+
+    def _look_at_disk(self, _second: int) -> int:
+        place = self._runs
+        while not place.exists():
+            place = place.parent
+        return shutil.disk_usage(place).free
 
     def _find_shares(self) -> None:
         """What the trainers of an earlier service hold."""
@@ -253,6 +301,16 @@ class LocalBackend:
         for key in [key for key, child in self._children.items() if child.poll() is not None]:
             if _has_ended(RunDirectory(self._runs / key)):
                 del self._children[key]
+
+
+def _refuse_cluster_fields(spec: JobSpec) -> None:
+    wanted = []
+    if spec.compute.nodes > 1:
+        wanted.append(f"compute.nodes: {spec.compute.nodes} needs a cluster, and this service runs on one machine.")
+    if spec.scheduling.queue or spec.scheduling.priority:
+        wanted.append("scheduling.queue and priority need a cluster: remove them.")
+    if wanted:
+        raise NotServed(" ".join(wanted))
 
 
 def _key(run: Run) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hone.cli import doctor, jobs, plan, prune, serve, spec
+from hone.cli import backup, doctor, jobs, plan, prune, render, serve, spec
 from hone.cli import run as runs
 from hone.cli.failure import EPILOG, ExitCode, tell
 
@@ -26,17 +26,22 @@ _COMMANDS: tuple[tuple[str, str, Any], ...] = (
     ("run", _START, runs.run),
     ("plan", _START, plan.plan),
     ("submit", _START, jobs.submit),
+    ("render", _START, render.render),
     ("spec", _START, spec.spec),
     ("list", _JOBS, jobs.list_),
     ("get", _JOBS, jobs.get),
     ("watch", _JOBS, runs.watch),
     ("logs", _JOBS, jobs.logs),
+    ("pause", _JOBS, jobs.pause),
+    ("resume", _JOBS, jobs.resume),
+    ("checkpoints", _JOBS, jobs.checkpoints),
     ("cancel", _JOBS, jobs.cancel),
     ("delete", _JOBS, jobs.delete),
     ("download", _JOBS, jobs.download),
     ("serve", _HERE, serve.serve),
     ("doctor", _HERE, doctor.doctor),
     ("prune", _HERE, prune.prune),
+    ("backup", _HERE, backup.backup),
 )
 for _name, _panel, _function in _COMMANDS:
     app.command(_name, rich_help_panel=_panel)(_function)

@@ -38,10 +38,12 @@ class ExitCode(IntEnum):
 
 EXIT_CODES: tuple[tuple[type[errors.HoneError], ExitCode], ...] = (
     (errors.NotFound, ExitCode.NOT_FOUND),
+    (errors.Unauthenticated, ExitCode.REFUSED),
     (errors.Refused, ExitCode.REFUSED),
     (errors.UserError, ExitCode.BAD_REQUEST),
     (errors.TemporaryError, ExitCode.UNREACHABLE),
     (errors.StorageError, ExitCode.UNREACHABLE),
+    (errors.ClusterError, ExitCode.UNREACHABLE),
     (errors.PermanentError, ExitCode.FAILED),
 )
 """Error type → exit code; the first that matches."""
@@ -115,9 +117,9 @@ def _sentence(error: errors.HoneError, command: str) -> str:
 
 def headline(error: errors.InvalidRequest) -> str:
     """`broken.yaml cannot run: 3 problems, nothing was started.`"""
-    subject = error.subject if isinstance(error, FileRefused) else "The request"
+    subject, cannot = (error.subject, error.cannot) if isinstance(error, FileRefused) else ("The request", "run")
     number = len(error.violations)
-    return f"{subject} cannot run: {number} {'problem' if number == 1 else 'problems'}, nothing was started."
+    return f"{subject} cannot {cannot}: {number} {'problem' if number == 1 else 'problems'}, nothing was started."
 
 
 def _print_violations(error: errors.InvalidRequest) -> None:

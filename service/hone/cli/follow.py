@@ -16,7 +16,7 @@ from rich.text import Text
 
 from hone.cli import quantities as q
 from hone.cli.story import Story, told
-from hone.job import Event, EventType
+from hone.job import Event, EventType, State
 
 LOOK_S = 0.5
 """How often the display looks at the clock when nothing comes."""
@@ -131,9 +131,9 @@ class LineDisplay:
             self._print(_line(event, "training", story.progress()))
 
     def wait(self, story: Story) -> None:
-        """A sign of life after a silence."""
+        """A sign of life after a silence; of a paused job there is none."""
         now = self._clock()
-        if now - self._last_line < LINE_S:
+        if now - self._last_line < LINE_S or story.state == State.PAUSED:
             return
         if story.step != self._told_step:
             self._last_progress, self._told_step, self._since = now, story.step, now

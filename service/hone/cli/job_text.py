@@ -1,4 +1,4 @@
-"""A job as text: one row of `hone list`, one screen of `hone get`."""
+"""A job as text: one row of `hone list`, one screen of `hone get`; and the table of `hone checkpoints`."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from hone.cli import quantities as q
-from hone.cli.ending import outputs_table, print_failure
-from hone.cli.plan import batch_text, launch_text, source_text
-from hone.job import Attempt, Job, State
+from hone.cli.ending import outputs_table, place, print_failure
+from hone.cli.plan import adapter_texts, batch_text, launch_text, source_text
+from hone.job import Attempt, Checkpoint, Job, Plan, State
+from hone.spec import JobSpec
 
 MODEL_WIDTH = 22
 
@@ -26,8 +27,21 @@ def jobs_table(jobs: Sequence[Job], now: datetime) -> Table:
     return table
 
 
-def print_job(console: Console, job: Job, now: datetime) -> None:
-    """One screen: where it stands, what was asked and decided, attempts, outputs, what it cost."""
+def checkpoints_table(found: Sequence[Checkpoint], now: datetime) -> Table:
+    """Step, attempt, size, age and place of each, and the sha256 of its manifest."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("STEP", "ATTEMPT", "SIZE", "AGE"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("PLACE", overflow="fold")
+    for checkpoint in found:
+        numbers = (q.count(checkpoint.step), str(checkpoint.attempt), q.size(checkpoint.size_bytes))
+        table.add_row(*numbers, q.age(checkpoint.time, now), place(checkpoint.uri))
+        table.add_row("", "", "", "", f"sha256 of its manifest {checkpoint.sha256}")
+    return table
+
+
+def print_job(console: Console, job: Job, now: datetime, saved: Sequence[Checkpoint] = ()) -> None:
+    """One screen: where it stands, what was asked and decided, attempts, the last checkpoint, outputs, what it cost."""
     console.print(f"{job.namespace}/{job.id}  {job.state}{_progress_text(job)}")
     if job.state_reason and job.state != State.FAILED:
         console.print(f"  {job.state_reason}")
@@ -39,6 +53,8 @@ def print_job(console: Console, job: Job, now: datetime) -> None:
     if job.attempts:
         console.print("\n  attempts")
         console.print(_attempts(job, now))
+    if complete := [checkpoint for checkpoint in saved if checkpoint.complete]:
+        console.print(f"\n  last checkpoint  {_checkpoint(complete[-1], now)}")
     if job.outputs:
         console.print("\n  outputs")
         console.print(outputs_table(job.outputs, with_digest=True))
@@ -70,7 +86,7 @@ def _progress_text(job: Job) -> str:
     parts = [f"step {q.count(progress.step)}/{q.count(progress.max_steps)}"]
     if progress.loss is not None:
         parts.append(f"loss {q.loss(progress.loss)}")
-    if progress.eta_s and not job.state.is_terminal:
+    if progress.eta_s and not (job.state.is_terminal or job.state == State.PAUSED):
         parts.append(f"{q.clock(progress.eta_s)} left")
     return "  " + " · ".join(parts)
 
@@ -86,14 +102,12 @@ def _facts(job: Job, now: datetime) -> list[tuple[str, str]]:
         else ""
     )
     rate = f", lr {q.rate(training.learning_rate)} {training.scheduler}" if training.learning_rate else ""
-    adapter = f"LoRA rank {spec.adapter.lora.rank}" if spec.adapter else "full fine-tuning"
-    share = q.share(plan.trainable_parameters, plan.parameters)
     return [
-        ("method", f"{job.method}, {adapter}: {q.count(plan.trainable_parameters)} trained ({share})"),
+        ("method", f"{job.method}{_trained(spec, plan)}"),
         ("model", source_text(spec.model.source)),
+        *([("adapters", ", ".join(adapter_texts(spec)))] if spec.method.merge else []),
         *([("data", source_text(spec.dataset.source))] if spec.dataset else []),
-        ("training", f"{length}{rate}"),
-        ("batch", batch_text(plan.launch)),
+        *([] if spec.method.merge else [("training", f"{length}{rate}"), ("batch", batch_text(plan.launch))]),
         ("launch", launch_text(plan.launch)),
         (
             "memory",
@@ -102,6 +116,16 @@ def _facts(job: Job, now: datetime) -> list[tuple[str, str]]:
         ("created", f"{q.age(job.create_time, now)} ago{f' by {job.creator}' if job.creator else ''}"),
         *([("labels", ", ".join(f"{key}={value}" for key, value in spec.labels.items()))] if spec.labels else []),
     ]
+
+
+def _trained(spec: JobSpec, plan: Plan) -> str:
+    """`, QLoRA rank 16: 41,943,040 trained (0.6 %)`; nothing for a merge."""
+    if spec.method.merge:
+        return ""
+    lora = "QLoRA" if spec.quantization else "LoRA"
+    adapter = f"{lora} rank {spec.adapter.lora.rank}" if spec.adapter else "full fine-tuning"
+    share = q.share(plan.trainable_parameters, plan.parameters)
+    return f", {adapter}: {q.count(plan.trainable_parameters)} trained ({share})"
 
 
 def _attempts(job: Job, now: datetime) -> Table:
@@ -123,9 +147,16 @@ def _why(attempt: Attempt) -> str:
     return attempt.failure.message if attempt.failure else ""
 
 
+def _checkpoint(checkpoint: Checkpoint, now: datetime) -> str:
+    when = f"{q.age(checkpoint.time, now)} ago by attempt {checkpoint.attempt}"
+    return f"step {q.count(checkpoint.step)}, {q.size(checkpoint.size_bytes)}, {when}"
+
+
 def _next(job: Job) -> str:
     if job.state == State.SUCCEEDED:
         return f"hone download {job.id} DIRECTORY"
+    if job.state == State.PAUSED:
+        return f"hone resume {job.id} · hone cancel {job.id}"
     if job.state == State.CANCELLED:
         return f"hone logs {job.id} · hone delete {job.id}"
     return f"hone watch {job.id} · hone cancel {job.id}"

@@ -1,4 +1,4 @@
-"""Commands on jobs: submit, list, get, logs, cancel, delete, download."""
+"""Commands on jobs: submit, list, get, logs, pause, resume, checkpoints, cancel, delete, download."""
 
 import sys
 import time
@@ -80,10 +80,11 @@ def get(job: JobName, as_json: AsJson = False, server: Server = "", namespace: N
 
     with connect(server, namespace) as connection:
         found = connection.client.get(job)
+        saved = () if as_json else connection.client.checkpoints(found.id)
     if as_json:
         print_json(as_data(found))
     else:
-        print_job(answers(), found, datetime.now(UTC))
+        print_job(answers(), found, datetime.now(UTC), saved)
     return ExitCode.DONE
 
 
@@ -107,8 +108,58 @@ def logs(
     return ExitCode.DONE
 
 
+def pause(job: JobName, as_json: AsJson = False, server: Server = "", namespace: Namespace = "") -> int:
+    """Free what a job holds. Its trainer saves a checkpoint first; `hone resume` goes on from there."""
+    from hone.job import State
+
+    with connect(server, namespace) as connection:
+        found = connection.client.pause(job)
+        while connection.in_this_process and found.state == State.PAUSING:  # nobody else would stop it
+            time.sleep(0.1)
+            found = connection.client.get(found.id)
+    if as_json:
+        print_json(as_data(found))
+    else:
+        following = f"hone resume {found.id}" if found.state == State.PAUSED else f"hone watch {found.id}"
+        answers().print(f"{found.namespace}/{found.id} is {found.state}. Next: {following}")
+    return ExitCode.DONE
+
+
+def resume(job: JobName, as_json: AsJson = False, server: Server = "", namespace: Namespace = "") -> int:
+    """Have a paused job go on from its last checkpoint."""
+    with connect(server, namespace) as connection:
+        found = connection.client.resume(job)
+        if connection.in_this_process:
+            found = _started(connection, found)
+    if as_json:
+        print_json(as_data(found))
+    else:
+        answers().print(f"{found.namespace}/{found.id} is {found.state}. Next: hone watch {found.id}")
+    return ExitCode.DONE
+
+
+def checkpoints(job: JobName, as_json: AsJson = False, server: Server = "", namespace: Namespace = "") -> int:
+    """List what a job's trainer saved to go on from. With --json also what was removed for newer ones."""
+    from hone.cli.job_text import checkpoints_table
+
+    with connect(server, namespace) as connection:
+        found = connection.client.checkpoints(job)
+    complete = [checkpoint for checkpoint in found if checkpoint.complete]
+    if as_json:
+        print_json({"checkpoints": as_data(found)})
+    elif not complete:
+        remarks().print("No checkpoints. One is saved every training.checkpoint.steps, and when the job is paused.")
+    else:
+        answers().print(checkpoints_table(complete, datetime.now(UTC)))
+    return ExitCode.DONE
+
+
 def cancel(job: JobName, as_json: AsJson = False, server: Server = "", namespace: Namespace = "") -> int:
-    """Stop a job. Asking again does no harm."""
+    """Stop a job for good. Asking again does no harm.
+
+    Its trainer saves a checkpoint before it ends, which stays in the store (hone checkpoints); hone pause is for going
+    on later.
+    """
     with connect(server, namespace) as connection:
         found = connection.client.cancel(job)
         if connection.in_this_process:

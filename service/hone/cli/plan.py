@@ -73,12 +73,30 @@ def print_plan(console: Console, spec: "JobSpec", plan: "Plan", *, explain: bool
     console.print(facts)
 
 
+def print_alternatives(console: Console, plan: "Plan") -> None:
+    """What to change, where it does not fit."""
+    if not plan.alternatives:
+        return
+    console.print("\n  smallest changes that fit:")
+    table = Table.grid(padding=(0, 2))
+    for other in plan.alternatives:
+        where = f"{other.gpus} × {other.gpu}" if other.gpus else other.gpu
+        table.add_row("   ", other.change, f"→ {where} ({q.size(other.peak_bytes)} each)")
+    console.print(table)
+
+
 def source_text(source: str) -> str:
     """As people call it: the Hub's name, a path from here where it is below here, else the whole."""
     scheme, _, place = source.partition("://")
     if scheme == "file" and Path(place).is_relative_to(Path.cwd()):
         return str(Path(place).relative_to(Path.cwd()))
     return place if scheme in ("hf", "file") else source
+
+
+def adapter_texts(spec: "JobSpec") -> list[str]:
+    """What a merge adds to its base: `adapters/first × 0.5`."""
+    parts = spec.method.merge.adapters if spec.method.merge else ()
+    return [f"{source_text(part.source)} × {part.weight:g}" for part in parts]
 
 
 def batch_text(launch: "Launch") -> str:
@@ -156,12 +174,15 @@ def _formulas(plan: "Plan") -> Table:
 
 def _facts(spec: "JobSpec", plan: "Plan") -> list[tuple[str, str]]:
     launch = plan.launch
-    trained = f"{q.count(plan.trainable_parameters)} trained ({q.share(plan.trainable_parameters, plan.parameters)})"
+    merge = spec.method.merge
+    share = q.share(plan.trainable_parameters, plan.parameters)
+    trained = "" if merge else f", {q.count(plan.trainable_parameters)} trained ({share})"
     outputs = ", ".join(f"{kind} {q.size(size)}" for kind, size in plan.output_bytes.items())
     facts = [
-        ("model", f"{source_text(spec.model.source)}   {q.count(plan.parameters)} parameters, {trained}"),
+        ("model", f"{source_text(spec.model.source)}   {q.count(plan.parameters)} parameters{trained}"),
+        ("adapters", ", ".join(adapter_texts(spec))),
         ("data", _data(spec)),
-        ("batch", batch_text(launch)),
+        ("batch", "" if merge else batch_text(launch)),
         ("launch", launch_text(launch)),
         ("outputs", outputs),
         ("needs", f"{q.size(plan.host_memory_bytes)} of memory and {q.size(plan.disk_bytes)} of disk on each machine"),
@@ -189,13 +210,7 @@ def _time(plan: "Plan") -> str:
 
 def _print_rest(spec: "JobSpec", plan: "Plan", why_not_here: str, file: Path) -> None:
     console = answers()
-    if plan.alternatives:
-        console.print("\n  smallest changes that fit:")
-        table = Table.grid(padding=(0, 2))
-        for other in plan.alternatives:
-            where = f"{other.gpus} × {other.gpu}" if other.gpus else other.gpu
-            table.add_row("   ", other.change, f"→ {where} ({q.size(other.peak_bytes)} each)")
-        console.print(table)
+    print_alternatives(console, plan)
     console.print()
     if unserved := not_served(spec):
         console.print(f"  Not yet: {unserved}")
@@ -205,7 +220,7 @@ def _print_rest(spec: "JobSpec", plan: "Plan", why_not_here: str, file: Path) ->
 def _next(plan: "Plan", why_not_here: str, file: Path, *, unserved: bool) -> str:
     formulas = "hone plan --explain shows every formula"
     if not plan.fits:
-        return f"Next: change {file.name} as above · {formulas}"
+        return f"Next: change {file.name} as above · {formulas}" if plan.alternatives else f"Next: {formulas}"
     if why_not_here:
         return f"Not on this machine: {why_not_here} Next: {formulas}"
     return f"Next: {formulas}" if unserved else f"Next: hone run {file} · {formulas}"

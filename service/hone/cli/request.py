@@ -19,11 +19,12 @@ EXAMPLE_INPUTS = {
 
 
 class FileRefused(InvalidRequest):
-    """The request of one file breaks rules."""
+    """The request of one file breaks rules, or the platform's file does."""
 
-    def __init__(self, subject: str, violations: Sequence[Violation]) -> None:
+    def __init__(self, subject: str, violations: Sequence[Violation], *, cannot: str = "run") -> None:
         super().__init__(violations)
         self.subject = subject
+        self.cannot = cannot
 
 
 def load(file: Path, overrides: Sequence[str] | None) -> "JobSpec":

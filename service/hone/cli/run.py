@@ -46,7 +46,7 @@ def run(
 
 
 def watch(job: JobName, as_json: AsJson = False, server: Server = "", namespace: Namespace = "") -> int:
-    """Follow a job to its end. Ctrl-C leaves it running.
+    """Follow a job to its end, over pauses. Ctrl-C leaves it running.
 
     Ends with 0 when the job succeeded and 1 when it did not. With --json, one event a line.
     """
@@ -132,13 +132,15 @@ def _exit_code(job: "Job", was_asked_to_cancel: bool) -> ExitCode:
 def _watch(connection: Connection, job: "Job") -> ExitCode:
     from hone.cli.ending import exit_code, print_end
     from hone.cli.follow import Interrupts, display_on, follow
+    from hone.job import State
 
     console = answers()
     with Interrupts() as interrupts:
         story = follow(connection.watch(job.id), interrupts, display_on(console), on_interrupt=lambda: True)
     job = connection.get(job.id)
     if not job.state.is_terminal:
-        console.print(f"\n  Still running. hone watch {job.id} comes back to it; hone cancel {job.id} stops it.")
+        stands = "It is paused; hone resume has it go on" if job.state == State.PAUSED else "Still running"
+        console.print(f"\n  {stands}. hone watch {job.id} comes back to it; hone cancel {job.id} stops it.")
         return ExitCode.INTERRUPTED
     print_end(console, job, story)
     return exit_code(job)

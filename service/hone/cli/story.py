@@ -40,6 +40,8 @@ class Story:
     losses: list[float] = field(default_factory=list)
     """Training loss of the current attempt, step by step."""
     eval_losses: list[float] = field(default_factory=list)
+    eval_accuracy: float | None = None
+    """Share of held-out pairs in the right order, of dpo and reward."""
     samples: dict[str, Sample] = field(default_factory=dict)
     """By prompt, in order of the data set."""
     attempt: int = 0
@@ -56,6 +58,7 @@ class Story:
             self._progress(event)
         elif event.type == EventType.EVAL and "eval_loss" in event.metrics:
             self.eval_losses.append(event.metrics["eval_loss"])
+            self.eval_accuracy = event.metrics.get("eval_rewards/accuracies")
         elif event.type == EventType.SAMPLE:
             self._sample(event.fields)
 
@@ -75,7 +78,7 @@ class Story:
 
     def _begin(self, attempt: int) -> None:
         self.attempt, self.phase, self.step = attempt, "", 0
-        self.last, self.losses, self.eval_losses = {}, [], []
+        self.last, self.losses, self.eval_losses, self.eval_accuracy = {}, [], [], None
         self.samples = {}
 
     def _progress(self, event: Event) -> None:
@@ -105,6 +108,8 @@ def told(event: Event) -> tuple[str, str] | None:
         return "evaluation", _evaluation(event)
     if event.type == EventType.OUTPUT:
         return "output", _output(event.fields)
+    if event.type == EventType.CHECKPOINT:
+        return "checkpoint", f"step {q.count(event.step or 0)} is stored{_size(event.fields)}"
     return event.type, event.message
 
 
@@ -112,6 +117,8 @@ def _figures(metrics: Mapping[str, float]) -> list[str]:
     figures = []
     if "loss" in metrics:
         figures.append(f"loss {q.loss(metrics['loss'])}")
+    if "rewards/accuracies" in metrics:
+        figures.append(f"{metrics['rewards/accuracies']:.0%} of pairs right")
     if "learning_rate" in metrics:
         figures.append(f"lr {q.rate(metrics['learning_rate'])}")
     if metrics.get("tokens_per_second"):
@@ -125,12 +132,18 @@ def _evaluation(event: Event) -> str:
     where = f" at step {q.count(event.step)}" if event.step is not None else ""
     if "eval_loss" not in event.metrics:
         return f"{event.message}{where}"
-    return f"eval loss {q.loss(event.metrics['eval_loss'])}{where}"
+    right = ""
+    if event.metrics.get("eval_rewards/margins"):  # 0 before dpo's first step: nothing is preferred yet
+        right = f", {event.metrics['eval_rewards/accuracies']:.1%} of the pairs in the right order"
+    return f"eval loss {q.loss(event.metrics['eval_loss'])}{right}{where}"
 
 
 def _output(fields: Mapping[str, str]) -> str:
-    size = f", {q.size(int(fields['size_bytes']))}" if fields.get("size_bytes", "").isdigit() else ""
-    return f"{fields.get('kind', '')} is complete{size}"
+    return f"{fields.get('kind', '')} is complete{_size(fields)}"
+
+
+def _size(fields: Mapping[str, str]) -> str:
+    return f", {q.size(int(fields['size_bytes']))}" if fields.get("size_bytes", "").isdigit() else ""
 
 
 def _words(state: str) -> str:

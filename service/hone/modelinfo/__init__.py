@@ -6,11 +6,13 @@ functions count what is trained.
 
 shape.py says what a shape is, config.py reads a config.json, block.py, gated.py and classic.py build the families that
 families.py lists, trained.py selects and counts, pattern.py guards regular expressions, sources.py finds the
-configuration; shapes.yaml is the shipped table.
+configuration, adapters.py reads what a saved adapter says of its base; shapes.yaml is the shipped table.
 """
 
+from hone.modelinfo.adapters import ADAPTER_CONFIG, ADAPTER_IDENTITY, SavedAdapter, read_adapter, read_adapter_directory
 from hone.modelinfo.families import FAMILIES, read_config
 from hone.modelinfo.pattern import BadPattern
+from hone.modelinfo.scores import with_scores
 from hone.modelinfo.shape import (
     BadConfig,
     Linear,
@@ -21,7 +23,7 @@ from hone.modelinfo.shape import (
     UnknownModel,
     UnknownModule,
 )
-from hone.modelinfo.sources import default_hub_cache, load_shape, shipped_configs
+from hone.modelinfo.sources import default_hub_cache, load_shape, read_shape, shipped_configs
 from hone.modelinfo.trained import (
     bias_parameters,
     dora_parameters,
@@ -31,6 +33,8 @@ from hone.modelinfo.trained import (
 )
 
 __all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_IDENTITY",
     "FAMILIES",
     "BadConfig",
     "BadPattern",
@@ -38,6 +42,7 @@ __all__ = [
     "ModelShape",
     "Module",
     "Role",
+    "SavedAdapter",
     "UnknownFamily",
     "UnknownModel",
     "UnknownModule",
@@ -46,8 +51,12 @@ __all__ = [
     "dora_parameters",
     "load_shape",
     "lora_parameters",
+    "read_adapter",
+    "read_adapter_directory",
     "read_config",
+    "read_shape",
     "saved_module_parameters",
     "select",
     "shipped_configs",
+    "with_scores",
 ]

@@ -3,6 +3,8 @@
 Sources: the modeling_*.py of each family in transformers 5; their paths are the ones that PEFT matches.
 """
 
+from dataclasses import replace
+
 from hone.modelinfo.block import Block, decoder_head, embedding
 from hone.modelinfo.config import Config
 from hone.modelinfo.shape import BadConfig, Linear, ModelShape, Module
@@ -114,7 +116,7 @@ def _distilbert_head(config: Config, hidden: int, vocab: int, tied: bool) -> lis
 
     if (labels := config.num_labels) is not None:
         head = Linear(path="classifier", role="head", in_features=hidden, out_features=labels, bias=True)
-        return [linear("pre_classifier", hidden), head]
+        return [replace(linear("pre_classifier", hidden), role="head"), head]
     norm = Module(path="vocab_layer_norm", role="norm", weights=hidden, biases=hidden)
     projector = Linear(
         path="vocab_projector", role="head", in_features=hidden, out_features=vocab, bias=True, tied=tied

@@ -111,6 +111,10 @@ class ModelShape:
     weight_bytes_on_disk: int | None = None
     """Size of the safetensors files; None where the source is not a local directory."""
 
+    def __hash__(self) -> int:
+        """Quickly: shapes are keys of caches, and have hundreds of modules."""
+        return hash((self.source, self.model_type, len(self.modules)))
+
     @cached_property
     def parameters(self) -> int:
         """All parameters, a tied head counted once: what transformers' `num_parameters()` says."""

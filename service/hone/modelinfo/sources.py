@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from hone.modelinfo.adapters import read_adapter_directory
 from hone.modelinfo.families import read_config
 from hone.modelinfo.shape import BadConfig, ModelShape, UnknownModel
 
@@ -26,12 +27,15 @@ MAX_CONFIG_BYTES = 4 * 2**20
 def load_shape(source: str, *, num_labels: int | None = None, hub_cache: Path | None = None) -> ModelShape:
     """The shape of the model at `file://<directory>` or `hf://<org>/<name>[@<revision>]`.
 
-    A cached snapshot of the asked revision wins over the shipped table, whose entries stand for every revision.
-    `hub_cache` is the Hub's cache directory, by default this user's; `num_labels` asks for a classifier's shape.
+    The shape of an adapter's directory is that of its base. A cached snapshot of the asked revision wins over the
+    shipped table, whose entries stand for every revision. `hub_cache` is the Hub's cache directory, by default this
+    user's; `num_labels` asks for a classifier's shape.
     Raises UnknownModel, UnknownFamily or BadConfig.
     """
     scheme, _, place = source.partition("://")
     if scheme == "file":
+        if adapter := read_adapter_directory(Path(place), source):
+            return _of_base(adapter.base, num_labels, hub_cache)
         return _from_directory(Path(place), source, num_labels)
     if scheme == "hf":
         return _from_hub(place, source, num_labels, hub_cache or default_hub_cache())
@@ -65,14 +69,37 @@ def _from_directory(directory: Path, source: str, num_labels: int | None) -> Mod
     path = directory / "config.json"
     if not path.is_file():
         raise UnknownModel(f"{source} has no config.json.", fix=_what_is_there_instead(directory))
-    shape = _read(path, source, num_labels)
-    weights = list(directory.glob("model*.safetensors")) or list(directory.glob("*.safetensors"))
-    return replace(shape, weight_bytes_on_disk=sum(file.stat().st_size for file in weights) or None)
+    with os.scandir(directory) as entries:
+        sizes = {entry.name: entry.stat().st_size for entry in entries if entry.name.endswith(".safetensors")}
+    weights = {name: size for name, size in sizes.items() if name.startswith("model")} or sizes
+    return _sized(_read(path, source, num_labels), sum(weights.values()) or None)
+
+
+@lru_cache(maxsize=256)
+def _sized(shape: ModelShape, weight_bytes: int | None) -> ModelShape:
+    return replace(shape, weight_bytes_on_disk=weight_bytes)
+
+
+def read_shape(config: bytes, source: str) -> ModelShape:
+    """The shape that the bytes of a config.json tell. Raises UnknownFamily or BadConfig."""
+    if len(config) > MAX_CONFIG_BYTES:
+        raise BadConfig(f"{source}/config.json has {len(config)} bytes.", fix="Name a model directory.")
+    try:
+        values = json.loads(config)
+    except (ValueError, RecursionError) as error:
+        raise BadConfig(f"{source}/config.json is not JSON: {error}.", fix="Copy the file again.") from error
+    if not isinstance(values, dict):
+        raise BadConfig(f"{source}/config.json holds no object.", fix="Copy the file again.")
+    return read_config(values, source=source, num_labels=None)
+
+
+def _of_base(base: str, num_labels: int | None, hub_cache: Path | None) -> ModelShape:
+    if base.startswith("file://") and (Path(base.removeprefix("file://")) / "adapter_config.json").is_file():
+        raise UnknownModel(f"the adapter's base {base} is an adapter itself.", fix="Merge that one first.")
+    return load_shape(base, num_labels=num_labels, hub_cache=hub_cache)
 
 
 def _what_is_there_instead(directory: Path) -> str:
-    if (directory / "adapter_config.json").is_file():
-        return "It holds an adapter; name the base model, or merge the two first."
     if directory.is_dir():
         return "Name the directory that save_pretrained() wrote."
     return "There is no such directory on the machine that plans."

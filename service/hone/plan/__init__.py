@@ -18,9 +18,10 @@ from hone.modelinfo import (
     lora_parameters,
     saved_module_parameters,
     select,
+    with_scores,
 )
 from hone.plan.memory import GIB, Workload, breakdown, host_memory, output_sizes
-from hone.spec import Adapter, JobSpec, Lora
+from hone.spec import Adapter, JobSpec, Lora, Training
 
 DEFAULT_GLOBAL_BATCH_SIZE = 16
 LARGEST_MICRO_BATCH_SIZE = 64
@@ -49,6 +50,8 @@ class Planned:
     plan: Plan
     runs_here: bool
     why_not_here: str = ""
+    manifest: str = ""
+    """What `kubectl apply` would run of it, as YAML; empty where no cluster is configured, or none could run it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,9 @@ def make_plan(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Planned:
     Raises InvalidRequest for what only the model's shape or the hardware can tell: target modules that match nothing,
     an unknown GPU profile, a batch that does not divide.
     """
+    _check_quantizable(spec, shape)
+    if spec.method.reward:
+        shape = with_scores(shape)
     load = _workload(spec, shape)
     devices = _devices(spec, shape, hardware)
     launch, device, fits = _first_that_fits(spec, load, devices)
@@ -99,6 +105,15 @@ def make_plan(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Planned:
     return Planned(spec=resolved, plan=plan, runs_here=not why_not, why_not_here=why_not)
 
 
+def _check_quantizable(spec: JobSpec, shape: ModelShape) -> None:
+    if spec.quantization and shape.parameters_of("experts"):
+        message = (
+            f"{spec.quantization} does not hold {shape.source} in 4 bits: its experts are fused into one tensor a "
+            "layer, which bitsandbytes leaves in 16 bits. Remove quantization: plain LoRA needs about the same memory."
+        )
+        raise InvalidRequest([Violation(path="quantization", value=spec.quantization, message=message)])
+
+
 def _workload(spec: JobSpec, shape: ModelShape) -> Workload:
     method = spec.method
     part = method.sft or method.dpo or method.reward
@@ -112,11 +127,14 @@ def _workload(spec: JobSpec, shape: ModelShape) -> Workload:
         quantized=spec.quantization == "nf4",
         sequence_length=length,
         rows_factor=2 if method.dpo or method.reward else 1,
-        extra_models=int(full_dpo) + (1 + int(spec.adapter is None) if generation else 0),
+        extra_models=1 + int(spec.adapter is None) if generation else 0,
+        keeps_reference=full_dpo,
+        scores=method.reward is not None,
         generated_tokens=generation.max_new_tokens if generation else 0,
         packed=bool(method.sft and method.sft.packing and spec.model.attention != "flash_attention_2"),
         dropout=bool(spec.adapter and spec.adapter.lora.dropout),
         optimizer=spec.training.optimizer,
+        merges=method.merge is not None,
     )
 
 
@@ -126,7 +144,8 @@ def _trained(spec: JobSpec, shape: ModelShape) -> int:
     if spec.adapter is None:
         return shape.parameters
     try:
-        return _adapter_parameters(shape, spec.adapter.lora)
+        heads = shape.parameters_of("head") if spec.method.reward else 0  # trained in full beside the adapter
+        return _adapter_parameters(shape, spec.adapter.lora) + heads
     except UserError as error:
         lora = spec.adapter.lora
         at_targets = any(target in str(error) for target in lora.target_modules)
@@ -153,6 +172,8 @@ def _devices(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> list[Devic
         known = ", ".join(sorted(hardware.profiles))
         message = f"{compute.gpu!r} is not a GPU profile of this platform: use one of {known}."
         raise InvalidRequest([Violation(path="compute.gpu", value=compute.gpu, message=message)])
+    if spec.method.name == "merge":
+        return [Device(gpu=None, count=1, capacity_bytes=hardware.memory_bytes)]
     small = shape.parameters <= CPU_PARAMETERS and not hardware.installed and compute.gpus_per_node is None
     if compute.gpus_per_node == 0 or (small and compute.gpu is None):
         processes = compute.processes_per_node or 1
@@ -198,8 +219,13 @@ def _launches(spec: JobSpec, device: Device) -> Iterator[Launch]:
         strategies = ("ddp",) if world == 1 or (spec.adapter and not device.gpu) else ("ddp", "zero2", "zero3")
     precision = training.precision
     if precision == "auto":
-        precision = "bf16" if device.gpu and device.gpu.bf16 else "fp32"
-    asked = training.activation_checkpointing
+        # Rounding bf16 weights stochastically is computing with them, on a CPU too.
+        has_bf16 = device.gpu.bf16 if device.gpu else training.optimizer == "adamw_bf16_sr"
+        precision = "bf16" if has_bf16 else "fp32"
+    if training.optimizer == "adamw_bf16_sr" and precision != "bf16":
+        message = f"adamw_bf16_sr needs a GPU that computes in bf16, and {device.gpu and device.gpu.name} does not."
+        raise InvalidRequest([Violation(path="training.optimizer", value=training.optimizer, message=message)])
+    asked = training.activation_checkpointing if spec.method.merge is None else False
     for strategy in strategies:
         for checkpointing in (False, True) if asked is None else (asked,):
             for micro, accumulation in _batches(spec, world):
@@ -221,6 +247,8 @@ def _batches(spec: JobSpec, world: int) -> list[tuple[int, int]]:
     """Micro-batch and accumulation, the largest micro-batch first; all of the same global batch."""
     training = spec.training
     micro, accumulation = training.micro_batch_size, training.gradient_accumulation_steps
+    if spec.method.name == "merge":
+        return [(1, 1)]
     if micro and accumulation:
         return [(micro, accumulation)]
     whole = training.global_batch_size
@@ -240,10 +268,23 @@ def _batches(spec: JobSpec, world: int) -> list[tuple[int, int]]:
 
 
 def _resolve(spec: JobSpec, launch: Launch, device: Device) -> JobSpec:
+    training = spec.training if spec.method.name == "merge" else _resolved_training(spec, launch)
+    compute = spec.compute.model_copy(
+        update={
+            "gpus_per_node": launch.gpus_per_node,
+            "processes_per_node": launch.processes_per_node,
+            "gpu": device.gpu.name if device.gpu else None,
+            "strategy": "ddp" if launch.strategy == "none" else launch.strategy,
+        }
+    )
+    return spec.model_copy(update={"training": training, "compute": compute})
+
+
+def _resolved_training(spec: JobSpec, launch: Launch) -> Training:
     training = spec.training
     rate = 2e-4 if spec.adapter else 2e-5
     warmup = 0.03 if training.warmup_steps is None and training.warmup_ratio is None else training.warmup_ratio
-    decided = training.model_copy(
+    return training.model_copy(
         update={
             "epochs": 1.0 if training.epochs is None and training.max_steps is None else training.epochs,
             "learning_rate": training.learning_rate or LEARNING_RATES.get(spec.method.name, rate),
@@ -258,15 +299,6 @@ def _resolve(spec: JobSpec, launch: Launch, device: Device) -> JobSpec:
             ),
         }
     )
-    compute = spec.compute.model_copy(
-        update={
-            "gpus_per_node": launch.gpus_per_node,
-            "processes_per_node": launch.processes_per_node,
-            "gpu": device.gpu.name if device.gpu else None,
-            "strategy": "ddp" if launch.strategy == "none" else launch.strategy,
-        }
-    )
-    return spec.model_copy(update={"training": decided, "compute": compute})
 
 
 def _sentence(spec: JobSpec, device: Device, launch: Launch, peak: int, *, fits: bool) -> str:
@@ -274,11 +306,11 @@ def _sentence(spec: JobSpec, device: Device, launch: Launch, peak: int, *, fits:
     if fits:
         free = device.capacity_bytes - peak
         return f"Fits on {where}: {_gib(peak)} of {_gib(device.capacity_bytes)} at the peak, {_gib(free)} free."
+    has = f"{where} has {_gib(device.capacity_bytes)}"
+    if spec.method.merge:
+        return f"Does not fit: merge needs {_gib(peak)} of memory, and {has}. Merge on a machine that has more."
     kind = "QLoRA" if spec.quantization else "LoRA" if spec.adapter else "full fine-tuning"
-    return (
-        f"Does not fit: {spec.method.name} with {kind} needs {_gib(peak)} on each device, and {where} has "
-        f"{_gib(device.capacity_bytes)}."
-    )
+    return f"Does not fit: {spec.method.name} with {kind} needs {_gib(peak)} on each device, and {has}."
 
 
 def _where(device: Device, launch: Launch) -> str:
@@ -308,6 +340,10 @@ def _seconds(spec: JobSpec, load: Workload, launch: Launch, device: Device) -> t
 
 def _notes(spec: JobSpec, device: Device, hardware: Hardware) -> tuple[str, ...]:
     notes = ["Memory is estimated from formulas that were not calibrated on this device."]
+    if spec.method.name == "merge":
+        return (*notes, "Merging computes in fp32 on the CPU, and keeps the precision of the base's files.")
+    if spec.training.optimizer == "paged_adamw_8bit" and device.gpu is None:
+        notes.append("Pages of optimizer states go from a GPU to the host; on a CPU this is adamw_8bit.")
     if spec.training.max_steps is None:
         notes.append("Steps and time depend on the number of rows, which is known when the data has been read.")
     if device.gpu and not hardware.installed and spec.compute.gpu is None:
@@ -316,7 +352,7 @@ def _notes(spec: JobSpec, device: Device, hardware: Hardware) -> tuple[str, ...]
 
 
 def _warnings(spec: JobSpec, shape: ModelShape) -> tuple[str, ...]:
-    part = spec.method.sft or spec.method.dpo
+    part = spec.method.sft or spec.method.dpo or spec.method.reward
     if part and shape.max_position_embeddings and part.max_length > shape.max_position_embeddings:
         return (
             f"method.{spec.method.name}.max_length {part.max_length} is longer than the model was made for "
@@ -328,8 +364,9 @@ def _warnings(spec: JobSpec, shape: ModelShape) -> tuple[str, ...]:
 def _alternatives(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Iterator[Alternative]:
     """The smallest changes that would fit, each planned like the request itself."""
     for change, changed in _changes(spec):
-        load = _workload(changed, shape)
         try:
+            _check_quantizable(changed, shape)
+            load = _workload(changed, shape)
             launch, device, fits = _first_that_fits(changed, load, _devices(changed, shape, hardware))
         except InvalidRequest:
             continue
@@ -340,21 +377,18 @@ def _alternatives(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Itera
 
 
 def _changes(spec: JobSpec) -> Iterator[tuple[str, JobSpec]]:
+    if spec.method.merge:
+        return
     free = spec.compute.model_copy(update={"gpu": None, "gpus_per_node": None, "processes_per_node": None})
     adapter = spec.adapter or Adapter()
-    if spec.method.name not in ("merge",):
-        if spec.adapter is None:
-            yield "adapter: {lora: {rank: 16}}", spec.model_copy(update={"adapter": adapter})
-        if spec.quantization is None:
-            yield (
-                "quantization: nf4 with adapter.lora",
-                spec.model_copy(update={"adapter": adapter, "quantization": "nf4"}),
-            )
-    if sft := spec.method.sft:
-        half = spec.method.model_copy(
-            update={"sft": sft.model_copy(update={"max_length": max(8, sft.max_length // 2)})}
-        )
-        yield f"method.sft.max_length: {max(8, sft.max_length // 2)}", spec.model_copy(update={"method": half})
+    if spec.adapter is None:
+        yield "adapter: {lora: {rank: 16}}", spec.model_copy(update={"adapter": adapter})
+    if spec.quantization is None:
+        yield "quantization: nf4 with adapter.lora", spec.model_copy(update={"adapter": adapter, "quantization": "nf4"})
+    if part := spec.method.sft or spec.method.dpo or spec.method.reward:
+        name, length = spec.method.name, max(8, part.max_length // 2)
+        half = spec.method.model_copy(update={name: part.model_copy(update={"max_length": length})})
+        yield f"method.{name}.max_length: {length}", spec.model_copy(update={"method": half})
     yield "another GPU or more of them", spec.model_copy(update={"compute": free})
     for nodes in (2, 4, 8):
         compute = free.model_copy(update={"nodes": nodes, "gpus_per_node": 8, "strategy": "zero3"})

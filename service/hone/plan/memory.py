@@ -21,6 +21,8 @@ MARGIN = 0.08
 """Share kept free: the uncalibrated formulas were 7.8 % off on average over 13 published peaks."""
 FRAGMENTATION = 0.04
 """Share that the caching allocator holds and cannot use."""
+MERGE_TOKENS = 256
+"""Tokens on which a merged model is held against its references."""
 LOGITS_CHUNK = 256
 """Tokens whose logits exist at once under TRL's fused head."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -41,16 +43,21 @@ class Workload:
     rows_factor: int
     """Sequences that one row of the micro-batch brings: 2 for pairs."""
     extra_models: int
-    """Whole models beside the trained one: reference of full DPO, reward and value models."""
+    """Whole models beside the trained one: reward and value models."""
+    keeps_reference: bool
+    """Whether a frozen copy of the trained weights is kept: full DPO."""
+    scores: bool
+    """Whether the model answers with one score, and no head makes logits."""
     generated_tokens: int
     packed: bool
     dropout: bool
     optimizer: str
+    merges: bool = False
 
 
 def breakdown(load: Workload, launch: Launch) -> tuple[MemoryItem, ...]:
     """The lines of one device; what trains, in order of what a person would check first."""
-    items = [*_state(load, launch), *_step(load, launch)]
+    items = _merging(load) if load.merges else [*_state(load, launch), *_step(load, launch)]
     device = CUDA_CONTEXT_BYTES if launch.device == "cuda" else HOST_PROCESS_BYTES
     items.append(_item("context", device, "libraries of one process, measured"))
     if launch.device == "cuda":
@@ -63,6 +70,17 @@ def breakdown(load: Workload, launch: Launch) -> tuple[MemoryItem, ...]:
     return tuple(item for item in items if item.size_bytes > 0)
 
 
+def _merging(load: Workload) -> list[MemoryItem]:
+    """One copy of the weights in fp32, and one as it is read or written beside it."""
+    parameters, on_disk = load.shape.parameters, load.shape.weight_bytes_on_disk
+    files = "files as they are on the disk" if on_disk else "P × 2 B (bf16 files)"
+    return [
+        _item("weights", 4 * parameters, f"P × 4 B (fp32), P = {parameters:,}"),
+        _item("files", on_disk or 2 * parameters, files),
+        _item("logits", 3 * 4 * MERGE_TOKENS * load.shape.vocab_size, f"3 × {MERGE_TOKENS} tokens × V × 4 B"),
+    ]
+
+
 def _state(load: Workload, launch: Launch) -> list[MemoryItem]:
     """What is there between two steps: weights, gradients, optimizer."""
     shards, t = launch.world_size, load.trained
@@ -73,10 +91,16 @@ def _state(load: Workload, launch: Launch) -> list[MemoryItem]:
     if load.extra_models:
         size = load.extra_models * load.shape.parameters * _width(launch) / whole
         items.append(_item("other models", size, f"{load.extra_models} × P × {_width(launch)} B / {whole}"))
+    if load.keeps_reference:
+        width = 2 if load.optimizer == "adamw_bf16_sr" else 4
+        items.append(_item("reference model", load.shape.parameters * width / whole, f"P × {width} B / {whole}"))
     if load.adapted:
         items.append(_item("adapter", 4 * t / whole, f"t × 4 B (fp32) / {whole}, t = {t:,}"))
-    items.append(_item("gradients", 4 * t / split, f"t × 4 B / {split}"))
+    rounded = load.optimizer == "adamw_bf16_sr"
+    gradient = 2 if rounded else 4
+    items.append(_item("gradients", gradient * t / split, f"t × {gradient} B / {split}"))
     states, text = {
+        "adamw_bf16_sr": (4, "4 B (two bf16 moments)"),
         "adamw_8bit": (2, "2 B (8-bit moments)"),
         "paged_adamw_8bit": (2, "2 B (8-bit moments, paged)"),
     }.get(load.optimizer, (8, "8 B (two fp32 moments)"))
@@ -99,6 +123,8 @@ def _weights(load: Workload, launch: Launch, whole: int) -> list[MemoryItem]:
         ]  # fmt: skip
     if load.adapted or launch.strategy in ("zero2", "zero3"):
         items = [_item("weights", parameters * width / whole, f"P × {width} B / {whole}, P = {parameters:,}")]
+    elif load.optimizer == "adamw_bf16_sr":
+        items = [_item("weights", parameters * 2, f"P × 2 B (bf16, rounded stochastically), P = {parameters:,}")]
     else:
         items = [_item("weights", parameters * 4, f"P × 4 B (fp32: what trains), P = {parameters:,}")]
         if launch.precision == "bf16":
@@ -137,8 +163,9 @@ def _step(load: Workload, launch: Launch) -> list[MemoryItem]:
         items.append(
             _item("attention mask", (s * rows) ** 2 * width, f"(s·b)² × {width} B: packed rows without flash attention")
         )
-    chunk = min(s * rows, LOGITS_CHUNK)
-    items.append(_item("logits", 14 * chunk * shape.vocab_size, f"14 B × {chunk} tokens × V, V = {shape.vocab_size:,}"))
+    if not load.scores:
+        chunk, vocabulary = min(s * rows, LOGITS_CHUNK), shape.vocab_size
+        items.append(_item("logits", 14 * chunk * vocabulary, f"14 B × {chunk} tokens × V, V = {vocabulary:,}"))
     if load.generated_tokens:
         cache = 2 * layers * kv * (s + load.generated_tokens) * rows * width
         items.append(_item("generation cache", cache, f"2·L·kv·(s + {load.generated_tokens})·b × {width} B"))
@@ -154,19 +181,19 @@ def _item(name: str, size: float, formula: str) -> MemoryItem:
 
 
 def host_memory(load: Workload, launch: Launch, spec: JobSpec, device_peak: int) -> int:
-    """Memory of one machine: its processes, loading, and merging, which holds the weights twice."""
+    """Memory of one machine: its processes, loading, and merging when the training is done."""
     weights = load.shape.parameters * _width(launch)
-    merging = weights if spec.output.merged else 0
+    merging = sum(item.size_bytes for item in _merging(load)) if spec.output.merged else 0
     if launch.device == "cpu":
         return device_peak * launch.processes_per_node + merging
-    return launch.processes_per_node * 3 * GIB + weights + merging
+    return launch.processes_per_node * 3 * GIB + max(weights, merging)
 
 
 def output_sizes(load: Workload, launch: Launch, spec: JobSpec) -> dict[str, int]:
     """Bytes of each output; adapters are fp32, models have the base's precision."""
     whole = load.shape.parameters * _width(launch)
-    if spec.method.name == "merge":
-        return {"merged": whole}
+    if load.merges:
+        return {"merged": load.shape.weight_bytes_on_disk or 2 * load.shape.parameters}
     if not load.adapted:
         return {"model": whole}
     return {"adapter": 4 * load.trained} | ({"merged": whole} if spec.output.merged else {})

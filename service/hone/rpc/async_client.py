@@ -12,10 +12,11 @@ import grpc
 from tenacity import AsyncRetrying
 
 from hone.errors import InvalidRequest
-from hone.job import Event, Job, MetricSeries, Output
+from hone.job import Checkpoint, Event, Job, MetricSeries, Output
 from hone.rpc import calls, retry
+from hone.rpc.access import default_access
 from hone.rpc.calls import Call, PlanAnswer, SpecLike
-from hone.rpc.channel import channel_options, client_metadata, default_namespace, default_server
+from hone.rpc.channel import default_namespace, default_server
 from hone.rpc.download import Progress, download
 from hone.rpc.retry import Reconnects, typed_errors
 from hone.v1 import training_service_pb2_grpc
@@ -26,11 +27,20 @@ _Answer = TypeVar("_Answer")
 class AsyncClient:
     """Talks to a Hone service; made and used on one event loop. Close it, or use it with `async with`."""
 
-    def __init__(self, server: str = "", *, namespace: str = "", timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        server: str = "",
+        *,
+        namespace: str = "",
+        timeout_s: float = 30.0,
+        token: str = "",
+        tls_ca: Path | str | None = None,
+    ) -> None:
         self.server = server or default_server()
         self.namespace = namespace or default_namespace()
         self._timeout_s = timeout_s
-        self._channel = grpc.aio.insecure_channel(self.server, options=channel_options(self.server))
+        self._access = default_access(token=token, tls_ca=tls_ca)
+        self._channel = self._access.open_aio(self.server)
         self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def plan(self, spec: SpecLike) -> PlanAnswer:
@@ -68,6 +78,14 @@ class AsyncClient:
         """Ask a job to end; once more is no error."""
         return await self._call(calls.cancel(self.namespace, job))
 
+    async def pause(self, job: str) -> Job:
+        """Free what a job holds, after a checkpoint; it is PAUSED when that is done."""
+        return await self._call(calls.pause(self.namespace, job))
+
+    async def resume(self, job: str) -> Job:
+        """Have a paused job go on from its last checkpoint; once more is no error."""
+        return await self._call(calls.resume(self.namespace, job))
+
     async def delete(self, job: str, *, artifacts: bool = False) -> Job:
         """Forget a job that has ended, and what it left when asked."""
         return await self._call(calls.delete(self.namespace, job, artifacts=artifacts))
@@ -92,7 +110,7 @@ class AsyncClient:
         """What a rank printed, as text in pieces cut anywhere."""
         request = calls.logs(self.namespace, job, follow=follow, tail=tail, rank=rank, attempt=attempt)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        stream = self._stub.StreamLogs(request, metadata=client_metadata())
+        stream = self._stub.StreamLogs(request, metadata=self._access.metadata())
         try:
             with typed_errors(self.server):
                 async for answer in stream:
@@ -119,6 +137,10 @@ class AsyncClient:
         """Complete outputs."""
         return await self._call(calls.outputs(self.namespace, job))
 
+    async def checkpoints(self, job: str) -> Sequence[Checkpoint]:
+        """What the job's trainers saved to go on from, in that order; what was removed since is not complete."""
+        return await self._call(calls.checkpoints(self.namespace, job))
+
     async def download(
         self, job: str, directory: Path, *, kind: str = "", progress: Progress | None = None
     ) -> Sequence[Path]:
@@ -142,7 +164,7 @@ class AsyncClient:
         method = getattr(self._stub, call.method)
         async for attempt in AsyncRetrying(**retry.CALLS):
             with attempt, typed_errors(self.server):
-                answer = await method(call.request, timeout=self._timeout_s, metadata=client_metadata())
+                answer = await method(call.request, timeout=self._timeout_s, metadata=self._access.metadata())
         return call.read(answer)
 
     async def _watch(self, job: str, after_seq: int, *, timeout_s: float | None) -> AsyncIterator[Event]:
@@ -150,8 +172,9 @@ class AsyncClient:
         reconnects = Reconnects(self.server)
         while True:
             method, request = calls.watch(self.namespace, job, after_seq=after_seq)
+            metadata = self._access.metadata()
             left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            stream = getattr(self._stub, method)(request, timeout=left, metadata=client_metadata())
+            stream = getattr(self._stub, method)(request, timeout=left, metadata=metadata)
             try:
                 async for answer in stream:
                     reconnects.succeeded()
@@ -160,7 +183,7 @@ class AsyncClient:
                     after_seq = answer.seq
                 return
             except grpc.RpcError as error:
-                pause_s = reconnects.pause_s(error)
+                pause_s = reconnects.pause_s(error, has_new_token=self._access.metadata() != metadata)
             finally:
                 stream.cancel()
             await asyncio.sleep(pause_s)

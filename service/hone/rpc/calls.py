@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from google.protobuf.message import Message
 
 from hone.errors import InvalidRequest, UserError, Violation
-from hone.job import Event, Job, MetricSeries, Output, Plan
+from hone.job import Checkpoint, Event, Job, MetricSeries, Output, Plan
 from hone.plan import Planned
 from hone.rpc import convert
 from hone.spec import JobSpec
@@ -47,6 +47,8 @@ class PlanAnswer:
     runs_here: bool = False
     """Whether the service's machine can run it."""
     why_not_here: str = ""
+    manifest: str = ""
+    """What `kubectl apply` would run of it; empty where the service has no cluster, or none that could run it."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,14 @@ def cancel(namespace: str, job: str) -> Call[Job]:
     return Call("CancelJob", pb.CancelJobRequest(name=_name(namespace, job)), convert.job_from_message)
 
 
+def pause(namespace: str, job: str) -> Call[Job]:
+    return Call("PauseJob", pb.PauseJobRequest(name=_name(namespace, job)), convert.job_from_message)
+
+
+def resume(namespace: str, job: str) -> Call[Job]:
+    return Call("ResumeJob", pb.ResumeJobRequest(name=_name(namespace, job)), convert.job_from_message)
+
+
 def delete(namespace: str, job: str, *, artifacts: bool) -> Call[Job]:
     request = pb.DeleteJobRequest(name=_name(namespace, job), artifacts=artifacts)
     return Call("DeleteJob", request, convert.job_from_message)
@@ -120,6 +130,12 @@ def outputs(namespace: str, job: str) -> Call[list[Output]]:
     request = pb.ListOutputsRequest(parent=_name(namespace, job))
     read = lambda answer: [convert.from_message(Output, output) for output in answer.outputs]  # noqa: E731
     return Call("ListOutputs", request, read)
+
+
+def checkpoints(namespace: str, job: str) -> Call[list[Checkpoint]]:
+    request = pb.ListCheckpointsRequest(parent=_name(namespace, job))
+    read = lambda answer: [convert.from_message(Checkpoint, found) for found in answer.checkpoints]  # noqa: E731
+    return Call("ListCheckpoints", request, read)
 
 
 def watch(namespace: str, job: str, *, after_seq: int) -> tuple[str, Message]:
@@ -164,7 +180,13 @@ def _plan_answer(answer: pb.PlanJobResponse) -> PlanAnswer:
     if answer.violations:
         return PlanAnswer(violations=tuple(convert.violation_from_message(found) for found in answer.violations))
     found = convert.from_message(Planned, answer)
-    return PlanAnswer(spec=found.spec, plan=found.plan, runs_here=found.runs_here, why_not_here=found.why_not_here)
+    return PlanAnswer(
+        spec=found.spec,
+        plan=found.plan,
+        runs_here=found.runs_here,
+        why_not_here=found.why_not_here,
+        manifest=found.manifest,
+    )
 
 
 def _page(answer: pb.ListJobsResponse) -> Page:

@@ -71,11 +71,6 @@ def default_namespace() -> str:
     return os.environ.get("HONE_NAMESPACE") or "default"
 
 
-def client_metadata() -> tuple[tuple[str, str], ...]:
-    """What a client of Hone sends with every call."""
-    return ((MACHINE_KEY, machine_id()),)
-
-
 def is_local(address: str) -> bool:
     """Whether an address to listen on, or to connect to, can only be reached from this machine."""
     if address.startswith("unix:"):

@@ -21,11 +21,12 @@ import grpc
 from tenacity import Retrying
 
 from hone.errors import InvalidRequest
-from hone.job import Event, Job, MetricSeries, Output
+from hone.job import Checkpoint, Event, Job, MetricSeries, Output
 from hone.rpc import calls, retry
+from hone.rpc.access import default_access
 from hone.rpc.async_client import AsyncClient
 from hone.rpc.calls import Call, PlanAnswer, SpecLike
-from hone.rpc.channel import channel_options, client_metadata, default_namespace, default_server
+from hone.rpc.channel import default_namespace, default_server
 from hone.rpc.download import Progress, download
 from hone.rpc.retry import Reconnects, typed_errors
 from hone.v1 import training_service_pb2_grpc
@@ -38,15 +39,27 @@ _Answer = TypeVar("_Answer")
 class Client:
     """Talks to a Hone service. Safe to use from several threads; close it, or use it as a context manager."""
 
-    def __init__(self, server: str = "", *, namespace: str = "", timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        server: str = "",
+        *,
+        namespace: str = "",
+        timeout_s: float = 30.0,
+        token: str = "",
+        tls_ca: Path | str | None = None,
+    ) -> None:
         """`server` is host:port or unix:/path; without one it is HONE_SERVER, else the service that owns HONE_HOME.
 
-        `timeout_s` is for each call but the streams. Raises Unavailable when there is no service to talk to.
+        `timeout_s` is for each call but the streams. `token` is a bearer token of the audience `hone`; without one it
+        is HONE_TOKEN, else the content of HONE_TOKEN_FILE at each call. `tls_ca` are the certificates (PEM) that the
+        service's is checked against; without them HONE_TLS_CA, else those that this machine trusts. Only a service on
+        this machine is talked to in plain text. Raises Unavailable when there is no service to talk to.
         """
         self.server = server or default_server()
         self.namespace = namespace or default_namespace()
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(self.server, options=channel_options(self.server))
+        self._access = default_access(token=token, tls_ca=tls_ca)
+        self._channel = self._access.open(self.server)
         self._stub = training_service_pb2_grpc.TrainingServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def plan(self, spec: SpecLike) -> PlanAnswer:
@@ -81,6 +94,16 @@ class Client:
         """Ask a job to end; once more is no error."""
         return self._call(calls.cancel(self.namespace, job))
 
+    def pause(self, job: str) -> Job:
+        """Free what a job holds, after a checkpoint; it is PAUSED when that is done. Once more is no error. Raises
+        WrongState for one that is being cancelled or has ended."""
+        return self._call(calls.pause(self.namespace, job))
+
+    def resume(self, job: str) -> Job:
+        """Have a paused job go on from its last checkpoint; once more is no error. Raises WrongState for one that is
+        still being paused or cancelled, or has ended."""
+        return self._call(calls.resume(self.namespace, job))
+
     def delete(self, job: str, *, artifacts: bool = False) -> Job:
         """Forget a job that has ended, and what it left when asked. Raises WrongState while it has not."""
         return self._call(calls.delete(self.namespace, job, artifacts=artifacts))
@@ -105,7 +128,7 @@ class Client:
         """What a rank printed, as text in pieces cut anywhere; with `follow` until the attempt has ended."""
         request = calls.logs(self.namespace, job, follow=follow, tail=tail, rank=rank, attempt=attempt)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        stream = self._stub.StreamLogs(request, metadata=client_metadata())
+        stream = self._stub.StreamLogs(request, metadata=self._access.metadata())
         try:
             with typed_errors(self.server):
                 for answer in stream:
@@ -131,6 +154,10 @@ class Client:
         """Complete outputs."""
         return self._call(calls.outputs(self.namespace, job))
 
+    def checkpoints(self, job: str) -> Sequence[Checkpoint]:
+        """What the job's trainers saved to go on from, in that order; what was removed since is not complete."""
+        return self._call(calls.checkpoints(self.namespace, job))
+
     def download(
         self, job: str, directory: Path, *, kind: str = "", progress: Progress | None = None
     ) -> Sequence[Path]:
@@ -155,7 +182,7 @@ class Client:
         method = getattr(self._stub, call.method)
         for attempt in Retrying(**retry.CALLS):
             with attempt, typed_errors(self.server):
-                answer = method(call.request, timeout=self._timeout_s, metadata=client_metadata())
+                answer = method(call.request, timeout=self._timeout_s, metadata=self._access.metadata())
         return call.read(answer)
 
     def _watch(self, job: str, after_seq: int, *, timeout_s: float | None) -> Iterator[Event]:
@@ -163,8 +190,9 @@ class Client:
         reconnects = Reconnects(self.server)
         while True:
             method, request = calls.watch(self.namespace, job, after_seq=after_seq)
+            metadata = self._access.metadata()
             left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            stream = getattr(self._stub, method)(request, timeout=left, metadata=client_metadata())
+            stream = getattr(self._stub, method)(request, timeout=left, metadata=metadata)
             try:
                 for answer in stream:
                     reconnects.succeeded()
@@ -172,7 +200,7 @@ class Client:
                     after_seq = answer.seq
                 return
             except grpc.RpcError as error:
-                pause_s = reconnects.pause_s(error)
+                pause_s = reconnects.pause_s(error, has_new_token=self._access.metadata() != metadata)
             finally:
                 stream.cancel()
             time.sleep(pause_s)

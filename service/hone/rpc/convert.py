@@ -19,7 +19,8 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from hone.errors import InternalError, InvalidRequest, Violation
-from hone.job import Attempt, Event, Job
+from hone.job import Attempt, Event, Job, Plan
+from hone.remembered import MOST, Remembered
 from hone.spec import JobSpec
 from hone.spec.parse import parse
 from hone.v1 import job_pb2, spec_pb2, training_service_pb2
@@ -30,6 +31,12 @@ _AnyMessage = TypeVar("_AnyMessage", bound=Message)
 
 def spec_to_message(spec: JobSpec) -> spec_pb2.JobSpec:
     """A request as a message. Raises InvalidRequest for a number or text that the wire cannot carry."""
+    message = spec_pb2.JobSpec()
+    message.CopyFrom(_message_of_spec(spec))
+    return message
+
+
+def _make_spec_message(spec: JobSpec) -> spec_pb2.JobSpec:
     data = spec.to_mapping()
     if empty := list(_empty_lists(data, "")):
         raise InvalidRequest([Violation(path=path, value=[], message=_EMPTY) for path in empty])
@@ -38,6 +45,9 @@ def spec_to_message(spec: JobSpec) -> spec_pb2.JobSpec:
     except (ParseError, ValueError) as error:
         text = " ".join(str(error).split())
         raise InvalidRequest([Violation(path="", message=f"The request cannot be sent: {text}.")]) from error
+
+
+_message_of_spec = Remembered[JobSpec, spec_pb2.JobSpec](_make_spec_message)
 
 
 _EMPTY = "is empty, which the wire cannot tell from absent: name something, or leave it out."
@@ -54,7 +64,12 @@ def _empty_lists(data: Any, path: str) -> Iterator[str]:
 
 def spec_from_message(message: spec_pb2.JobSpec) -> JobSpec:
     """The request that a message holds. Raises InvalidRequest with every violation."""
-    return parse(MessageToDict(message, preserving_proto_field_name=True))
+    return _spec_of(message.SerializeToString(deterministic=True))
+
+
+@lru_cache(maxsize=MOST)
+def _spec_of(data: bytes) -> JobSpec:
+    return parse(MessageToDict(spec_pb2.JobSpec.FromString(data), preserving_proto_field_name=True))
 
 
 def job_to_message(job: Job) -> job_pb2.Job:
@@ -134,7 +149,10 @@ def decode(kind: type[_AnyMessage], data: bytes) -> _AnyMessage:
     except DecodeError as error:
         name = kind.DESCRIPTOR.full_name
         raise InvalidRequest([Violation(path="", message=f"What was sent is not a {name}: {error}.")]) from error
-    if unknown := unknown_fields(message):
+    size = message.ByteSize()
+    message.DiscardUnknownFields()
+    if message.ByteSize() != size:
+        unknown = unknown_fields(kind.FromString(data))
         raise InvalidRequest([Violation(path=path, message=_UNKNOWN) for path in unknown])
     return message
 
@@ -203,6 +221,11 @@ def _codec(hint: Any) -> _Codec:
         return _Codec(lambda message, name, value: getattr(message, name).update(value), _read_map)
     if hint is datetime:
         return _Codec(lambda message, name, value: getattr(message, name).FromDatetime(value), _read_time)
+    if hint is Plan:
+        return _Codec(
+            lambda message, name, value: getattr(message, name).CopyFrom(_message_of_plan(value)),
+            lambda message, name: _part(Plan, getattr(message, name)),
+        )
     if hint is JobSpec:
         return _Codec(lambda message, name, value: getattr(message, name).CopyFrom(spec_to_message(value)), _read_spec)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
@@ -233,6 +256,15 @@ def _enum_codec(enum: type[StrEnum]) -> _Codec:
         return member_of[number]
 
     return _Codec(lambda message, name, value: setattr(message, name, number_of[value]), read)
+
+
+def _make_plan_message(plan: Plan) -> job_pb2.Plan:
+    message = job_pb2.Plan()
+    fill(message, plan)
+    return message
+
+
+_message_of_plan = Remembered[Plan, job_pb2.Plan](_make_plan_message)
 
 
 def _part(kind: type[_Answer], message: Message) -> _Answer:

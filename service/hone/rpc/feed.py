@@ -34,8 +34,9 @@ ReadEvents = Callable[[str, int], Awaitable[Sequence[Event]]]
 class Feed:
     """Events of one namespace, as they come."""
 
-    def __init__(self, read: ReadEvents, *, last_seq: int) -> None:
+    def __init__(self, read: ReadEvents, *, last_seq: int, heartbeat_s: float = HEARTBEAT_S) -> None:
         self._read = read
+        self._heartbeat_s = heartbeat_s
         self._ring: deque[tuple[Event, job_pb2.Event]] = deque()
         self._floor = last_seq
         self._last = last_seq
@@ -58,7 +59,7 @@ class Feed:
 
     async def watch(self, job: str, *, after_seq: int) -> AsyncIterator[bytes]:
         """Serialised answers to WatchJob or, with no job, WatchJobs; ends after the job's last event."""
-        beat = _Beat()
+        beat = _Beat(self._heartbeat_s)
         while True:
             async for answer, seq, ended in self._catch_up(job, after_seq):
                 after_seq = seq
@@ -147,7 +148,8 @@ class Feed:
 class Feeds:
     """The feeds of all namespaces that somebody watches. Lives on one event loop."""
 
-    def __init__(self, open_feed: Callable[[str], Feed]) -> None:
+    def __init__(self, open_feed: Callable[[str, int], Feed]) -> None:
+        """`open_feed(namespace, last seq)` opens one; the number may be a moment old."""
         self._open = open_feed
         self._feeds: dict[str, Feed] = {}
         self._loop = asyncio.get_running_loop()
@@ -159,11 +161,11 @@ class Feeds:
             self._loop.call_soon_threadsafe(self._wake, namespace)
 
     @contextmanager
-    def of(self, namespace: str) -> Iterator[Feed]:
+    def of(self, namespace: str, *, last_seq: int) -> Iterator[Feed]:
         """The feed of a namespace, kept while somebody uses it."""
         feed = self._feeds.get(namespace)
         if feed is None:
-            feed = self._feeds[namespace] = self._open(namespace)
+            feed = self._feeds[namespace] = self._open(namespace, last_seq)
         feed.num_watchers += 1
         try:
             yield feed
@@ -184,11 +186,12 @@ class Feeds:
 
 
 class _Beat:
-    def __init__(self) -> None:
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
         self.start_again()
 
     def start_again(self) -> None:
-        self._due = asyncio.get_running_loop().time() + HEARTBEAT_S
+        self._due = asyncio.get_running_loop().time() + self._interval_s
 
     @property
     def remaining_s(self) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from tenacity import retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from hone.errors import Unavailable
+from hone.errors import Unauthenticated, Unavailable
 from hone.rpc.status import from_rpc_error
 
 RECONNECTS = 20
@@ -37,11 +37,12 @@ class Reconnects:
         """An answer came."""
         self._failures = 0
 
-    def pause_s(self, error: grpc.RpcError) -> float:
+    def pause_s(self, error: grpc.RpcError, *, has_new_token: bool = False) -> float:
         """How long to wait before the next try. Raises the typed error where another try is of no use."""
         meaning = from_rpc_error(error, address=self._address)
         self._failures += 1
-        if not isinstance(meaning, Unavailable) or self._failures > self._limit:
+        may_help = isinstance(meaning, Unavailable) or (has_new_token and isinstance(meaning, Unauthenticated))
+        if not may_help or self._failures > self._limit:
             raise meaning from error
         return min(0.1 * 2.0**self._failures, LONGEST_PAUSE_S) * random.uniform(0.7, 1.3)
 

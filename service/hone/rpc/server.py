@@ -1,6 +1,7 @@
 """The life of the gRPC server: listen, serve, drain. `serve` is `hone serve`; LocalService is the same in this process.
 
-Plain text without authentication, so on loopback and unix sockets only.
+What other machines can reach is served with a certificate and to known callers only; loopback and unix sockets may be
+plain text, for everybody on this machine.
 """
 
 import asyncio
@@ -9,7 +10,9 @@ import logging
 import signal
 import tempfile
 import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,15 +21,25 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from hone.errors import Unavailable, UserError
-from hone.rpc.channel import is_local, server_options, split_address
-from hone.rpc.services import ReportService, TrainingService, handlers
+from hone import logs
+from hone.errors import Unavailable
+from hone.monitor import CLUSTER, Check, Monitor, Sources
+from hone.rpc.answers import KEPT_S
+from hone.rpc.channel import server_options, split_address
+from hone.rpc.feed import HEARTBEAT_S
+from hone.rpc.handlers import handlers
+from hone.rpc.listening import EVERYBODY, Gates, Listening, grpc_address, open_gates
+from hone.rpc.services import ReportService, TrainingService
 from hone.service import Service, open_service
 from hone.settings import Settings
 from hone.v1 import report_service_pb2, training_service_pb2
 
 DRAIN_S = 5.0
 """Calls that are under way when the service is stopped have so long to finish."""
+LOOK_S = 5.0
+"""Between two looks at what the service needs, for grpc.health.v1."""
+LOOP_TURNS_S = 3.0
+"""How long the event loop may take to answer before the process counts as stuck."""
 
 _TRAINING = training_service_pb2.DESCRIPTOR.services_by_name["TrainingService"]
 _REPORT = report_service_pb2.DESCRIPTOR.services_by_name["ReportService"]
@@ -38,58 +51,101 @@ _log = logging.getLogger(__name__)
 class Server:
     """One gRPC server over an open service. Lives on one event loop."""
 
-    def __init__(self, service: Service) -> None:
-        self._training = TrainingService(service.jobs, service.store)
+    def __init__(self, service: Service, *, gates: Gates = EVERYBODY, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self._service = service
+        self._asks_kubernetes = gates.callers is not None
+        self._training = TrainingService(service.jobs, service.store, heartbeat_s=heartbeat_s)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=server_options())
+        self._looking: asyncio.Task[None] | None = None
+        self._is_stopping = False
         report = ReportService(service.jobs)
         self._server.add_generic_rpc_handlers(
-            (handlers(_TRAINING, self._training.methods), handlers(_REPORT, report.methods))
+            (
+                handlers(_TRAINING, self._training.methods, gates.callers),
+                handlers(_REPORT, report.methods, gates.trainers),
+            )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
-    async def start(self, address: str) -> str:
+    async def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
         """Listen; the answer is the address with the port that was taken. Raises UserError, or Unavailable when the
         port is taken."""
-        where = _listen_address(address)
+        where = grpc_address(address)
         try:
-            port = self._server.add_insecure_port(where)
+            if credentials is None:
+                port = self._server.add_insecure_port(where)
+            else:
+                port = self._server.add_secure_port(where, credentials)
         except RuntimeError as error:
             raise _taken(address) from error
         if not port:
             raise _taken(address)
         await self._server.start()
-        for name in ("", *_NAMES):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._tell_health(is_serving=True)
+        self._looking = asyncio.get_running_loop().create_task(self._look())
         return where if where.startswith("unix:") else f"{where.rpartition(':')[0]}:{port}"
+
+    def checks(self) -> list[Check]:
+        """What is needed to serve, and whether it is there; may wait for what does not answer."""
+        stopping = Check(name="service", is_well=False, text="it is stopping")
+        return [*self._service.checks(), *([stopping] if self._is_stopping else [])]
+
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """(namespace, state) → number of jobs."""
+        return self._service.store.counts()
 
     async def drain(self) -> None:
         """Say that no more is served, end the streams (callers resume them), let calls under way finish, stop."""
+        self._is_stopping = True
+        if self._looking:
+            self._looking.cancel()
         await self._health.enter_graceful_shutdown()
         self._training.feeds.close()
         await self._server.stop(DRAIN_S)
         self._training.close()
 
+    async def _look(self) -> None:
+        """Keep grpc.health.v1 true."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            found = await asyncio.to_thread(self._service.checks)
+            await self._tell_health(is_serving=not any(self._prevents(check) for check in found))
+
+    def _prevents(self, check: Check) -> bool:
+        """Whether nobody can be served. Callers who were looked up before the cluster went away are, for a while."""
+        if check.is_well or check.is_needed:
+            return not check.is_well
+        since = check.since or datetime.now(UTC)
+        is_over = (datetime.now(UTC) - since).total_seconds() > KEPT_S
+        return self._asks_kubernetes and check.name == CLUSTER and is_over
+
+    async def _tell_health(self, *, is_serving: bool) -> None:
+        kinds = health_pb2.HealthCheckResponse
+        for name in ("", *_NAMES):
+            await self._health.set(name, kinds.SERVING if is_serving else kinds.NOT_SERVING)
+
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises what stops the start: another service owns the home, the port is taken."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("hone").setLevel(settings.log_level.upper())
+    logs.configure(settings.log_level, as_json=settings.log_format == "json")
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    with open_service(settings) as service:
-        server = Server(service)
-        try:
-            address = await server.start(settings.address)
-            service.announce(address)
-            _log.info("listening on %s, plain text and without authentication, for this machine only", address)
-            await stopped.wait()
-            _log.info("stopping; runs go on, and are found again at the next start")
-        finally:
-            await server.drain()
+    listening = Listening.of(settings)
+    with open_service(settings) as service, open_gates(service, listening) as gates:
+        server = Server(service, gates=gates)
+        with _monitor(settings.http_address, server, loop):
+            try:
+                address = await server.start(listening.address, listening.credentials)
+                service.announce(address)
+                _log.info("listening on %s, %s", address, listening.manner)
+                await stopped.wait()
+                _log.info("stopping; runs go on, and are found again at the next start")
+            finally:
+                await server.drain()
 
 
 class LocalService:
@@ -141,16 +197,30 @@ class LocalService:
                 await server.drain()
 
 
-def _listen_address(address: str) -> str:
-    if not is_local(address):
-        raise UserError(
-            f"{address} can be reached from other machines, and this version serves plain text without authentication.",
-            fix="Listen on 127.0.0.1:7465, and let callers forward a port: ssh -L 7465:127.0.0.1:7465 <this machine>.",
-        )
-    if address.startswith("unix:"):
-        return address
-    host, port = split_address(address)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+@contextlib.contextmanager
+def _monitor(address: str, server: Server, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Probes and metrics over HTTP, where an address is set."""
+    if not address:
+        yield
+        return
+    sources = Sources(checks=server.checks, counts=server.counts, is_alive=lambda: _turns(loop))
+    monitor = Monitor(*split_address(address), sources)
+    _log.info("telling health and metrics on http://%s", monitor.address)
+    try:
+        yield
+    finally:
+        monitor.stop()
+
+
+def _turns(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether the event loop still does its work."""
+    turn = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop)
+    try:
+        turn.result(LOOP_TURNS_S)
+    except TimeoutError:
+        turn.cancel()
+        return False
+    return True
 
 
 def _taken(address: str) -> Unavailable:

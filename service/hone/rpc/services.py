@@ -1,26 +1,27 @@
 """The calls of the API, each from its message to its answer. server.py serves them; jobs.py does the work.
 
-Reading a job's version is cheap and happens on the event loop; everything else that asks the database has a thread.
+Reading a job's version is cheap and happens on the event loop, where the database is a file; everything else that asks
+the database has a thread.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, ParamSpec, TypeVar
 
-import grpc
-from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
-
+from hone import metrics
 from hone.errors import InvalidRequest, NotServed, Violation
 from hone.job import Event, Job
-from hone.jobs import Jobs
+from hone.jobs import Creation, Jobs
 from hone.rpc import convert
+from hone.rpc.auth import caller
+from hone.rpc.batches import Batches
 from hone.rpc.channel import MACHINE_KEY, is_on_this_machine
-from hone.rpc.feed import PAGE_EVENTS, Feed, Feeds
-from hone.rpc.status import abort
+from hone.rpc.feed import HEARTBEAT_S, PAGE_EVENTS, Feed, Feeds
 from hone.spec import JobSpec
+from hone.spec.sources import sources
 from hone.store import Store
 from hone.v1 import report_service_pb2 as report_pb
 from hone.v1 import training_service_pb2 as pb
@@ -33,24 +34,26 @@ LOG_CHUNK_BYTES = 64 * 1024
 
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
-_SOURCE_FIELDS = ("source", "tokenizer", "eval_source", "file")
 
 
 class TrainingService:
     """What callers ask."""
 
-    def __init__(self, jobs: Jobs, store: Store) -> None:
+    def __init__(self, jobs: Jobs, store: Store, *, heartbeat_s: float = HEARTBEAT_S) -> None:
         self._jobs = jobs
         self._store = store
+        self._heartbeat_s = heartbeat_s
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="hone-rpc")
         self._cache: dict[tuple[str, int], bytes] = {}
         self.feeds = Feeds(self._open_feed)
-        self._unsubscribe = store.subscribe(self.feeds.tell)
+        self._creations = Batches(self._create_all, name="hone-create")
+        self._unsubscribe = store.subscribe(lambda job: self.feeds.tell(job.namespace))
 
     def close(self) -> None:
         """End every stream; calls under way finish."""
         self._unsubscribe()
         self.feeds.close()
+        self._creations.close()
         self._threads.shutdown(wait=False)
 
     @property
@@ -65,24 +68,24 @@ class TrainingService:
             "GetJob": self.get,
             "ListJobs": self.list,
             "CancelJob": self.cancel,
-            "PauseJob": _not_served("PauseJob", "Cancel the job, and submit it again later."),
-            "ResumeJob": _not_served("ResumeJob", "Submit the job again."),
+            "PauseJob": self.pause,
+            "ResumeJob": self.resume,
             "DeleteJob": self.delete,
             "WatchJob": self.watch,
             "WatchJobs": self.watch_all,
             "StreamLogs": self.logs,
             "ListEvents": self.events,
             "QueryMetrics": self.metrics,
-            "ListCheckpoints": _not_served("ListCheckpoints", "ListOutputs tells what a job left."),
+            "ListCheckpoints": self.checkpoints,
             "ListOutputs": self.outputs,
         }
 
     async def plan(self, request: pb.PlanJobRequest, context: Any) -> pb.PlanJobResponse:
-        convert.split_namespace_name(request.parent)
+        namespace = convert.split_namespace_name(request.parent)
         answer = pb.PlanJobResponse()
         try:
             spec = _own_spec(request, context)
-            planned = await self._in_thread(self._jobs.plan, spec)
+            planned = await self._in_thread(self._jobs.plan, namespace, spec)
         except InvalidRequest as error:
             answer.violations.extend(convert.violation_to_message(violation) for violation in error.violations)
         else:
@@ -90,13 +93,19 @@ class TrainingService:
         return answer
 
     async def create(self, request: pb.CreateJobRequest, context: Any) -> bytes:
-        namespace = convert.split_namespace_name(request.parent)
-        spec = _own_spec(request, context)
-        return await self._in_thread(self._create, namespace, spec, request)
+        creation = Creation(
+            namespace=convert.split_namespace_name(request.parent),
+            spec=_own_spec(request, context),
+            job_id=request.job_id,
+            request_id=request.request_id,
+            validate_only=request.validate_only,
+            creator=caller.get(),
+        )
+        return await self._creations.do(creation)
 
     async def get(self, request: pb.GetJobRequest, context: Any) -> bytes:
         namespace, job_id = convert.split_job_name(request.name)
-        key = self._store.job_version(namespace, job_id)
+        key = await self._quickly(self._store.job_version, namespace, job_id)
         if key in self._cache:
             return self._cache[key]
         return self._bytes_of(await self._in_thread(self._jobs.get, namespace, job_id))
@@ -108,6 +117,12 @@ class TrainingService:
     async def cancel(self, request: pb.CancelJobRequest, context: Any) -> bytes:
         return self._bytes_of(await self._in_thread(self._jobs.cancel, *convert.split_job_name(request.name)))
 
+    async def pause(self, request: pb.PauseJobRequest, context: Any) -> bytes:
+        return self._bytes_of(await self._in_thread(self._jobs.pause, *convert.split_job_name(request.name)))
+
+    async def resume(self, request: pb.ResumeJobRequest, context: Any) -> bytes:
+        return self._bytes_of(await self._in_thread(self._jobs.resume, *convert.split_job_name(request.name)))
+
     async def delete(self, request: pb.DeleteJobRequest, context: Any) -> bytes:
         namespace, job_id = convert.split_job_name(request.name)
         return self._bytes_of(await self._in_thread(self._jobs.delete, namespace, job_id, artifacts=request.artifacts))
@@ -115,19 +130,19 @@ class TrainingService:
     async def watch(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[Any]:
         namespace, job_id = convert.split_job_name(request.name)
         job = await self._in_thread(self._jobs.get, namespace, job_id)
-        self._check_cursor(namespace, request.after_seq)
+        last_seq = await self._check_cursor(namespace, request.after_seq)
         if job.state.is_terminal:
             async for page in self._history(job, request.after_seq):
                 yield pb.WatchJobResponse(events=map(convert.event_to_message, page), seq=page[-1].seq)
             return
-        with self.feeds.of(namespace) as feed:
+        with self.feeds.of(namespace, last_seq=last_seq) as feed:
             async for answer in feed.watch(job.id, after_seq=request.after_seq):
                 yield answer
 
     async def watch_all(self, request: pb.WatchJobsRequest, context: Any) -> AsyncIterator[Any]:
         namespace = convert.split_namespace_name(request.parent)
-        self._check_cursor(namespace, request.after_seq)
-        with self.feeds.of(namespace) as feed:
+        last_seq = await self._check_cursor(namespace, request.after_seq)
+        with self.feeds.of(namespace, last_seq=last_seq) as feed:
             async for answer in feed.watch("", after_seq=request.after_seq):
                 yield answer
 
@@ -182,21 +197,35 @@ class TrainingService:
             convert.fill(answer.outputs.add(), output)
         return answer
 
+    async def checkpoints(self, request: pb.ListCheckpointsRequest, context: Any) -> pb.ListCheckpointsResponse:
+        namespace, job_id = convert.split_job_name(request.parent, field="parent")
+        answer = pb.ListCheckpointsResponse()
+        for checkpoint in await self._in_thread(self._jobs.checkpoints, namespace, job_id):
+            convert.fill(answer.checkpoints.add(), checkpoint)
+        return answer
+
+    async def _quickly(
+        self, function: Callable[_Arguments, _Answer], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> _Answer:
+        """For what costs less than a thread; but a database elsewhere may not answer, and the loop waits for nobody."""
+        if self._store.is_shared:
+            return await self._in_thread(function, *args, **kwargs)
+        return function(*args, **kwargs)
+
     async def _in_thread(
         self, function: Callable[_Arguments, _Answer], *args: _Arguments.args, **kwargs: _Arguments.kwargs
     ) -> _Answer:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        loop, context = asyncio.get_running_loop(), copy_context()  # what is logged there is about the same job
+        return await loop.run_in_executor(self._threads, lambda: context.run(function, *args, **kwargs))
 
-    def _create(self, namespace: str, spec: JobSpec, request: pb.CreateJobRequest) -> bytes:
-        job = self._jobs.create(
-            namespace,
-            spec,
-            job_id=request.job_id,
-            request_id=request.request_id,
-            validate_only=request.validate_only,
-        )
-        return convert.job_to_message(job).SerializeToString() if request.validate_only else self._bytes_of(job)
+    def _create_all(self, creations: Sequence[Creation]) -> Sequence[bytes | Exception]:
+        answers = self._jobs.create_all(creations)
+        return [self._created(*pair) for pair in zip(creations, answers, strict=True)]
+
+    def _created(self, creation: Creation, answer: Job | Exception) -> bytes | Exception:
+        if isinstance(answer, Exception):
+            return answer
+        return convert.job_to_message(answer).SerializeToString() if creation.validate_only else self._bytes_of(answer)
 
     def _list(self, namespace: str, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
         page = self._jobs.list(
@@ -217,13 +246,13 @@ class TrainingService:
                 self._cache.pop(next(iter(self._cache)), None)
         return data
 
-    def _open_feed(self, namespace: str) -> Feed:
+    def _open_feed(self, namespace: str, last_seq: int) -> Feed:
         async def read(job_id: str, after_seq: int) -> Sequence[Event]:
             return await self._in_thread(
                 self._jobs.events, namespace, job_id=job_id, after_seq=after_seq, limit=PAGE_EVENTS
             )
 
-        return Feed(read, last_seq=self._store.last_seq(namespace))
+        return Feed(read, last_seq=last_seq, heartbeat_s=self._heartbeat_s)
 
     async def _history(self, job: Job, after_seq: int) -> AsyncIterator[Sequence[Event]]:
         while page := await self._in_thread(
@@ -232,11 +261,13 @@ class TrainingService:
             yield page
             after_seq = page[-1].seq
 
-    def _check_cursor(self, namespace: str, after_seq: int) -> None:
-        last = self._store.last_seq(namespace)
+    async def _check_cursor(self, namespace: str, after_seq: int) -> int:
+        """The number of the newest event, which is not before the cursor."""
+        last = await self._quickly(self._store.last_seq, namespace)
         if not 0 <= after_seq <= last:
             message = f"{after_seq} is no event of this namespace, whose last is {last}: watch from 0."
             raise InvalidRequest([Violation(path="after_seq", value=after_seq, message=message)])
+        return last
 
     def _log(self, job: Job, request: pb.StreamLogsRequest, attempt: int, offset: int) -> bytes:
         found = self._jobs.logs(job.namespace, job.id, attempt=attempt, rank=request.rank, offset=offset)
@@ -273,47 +304,9 @@ class ReportService:
         namespace, job_id = convert.split_job_name(request.job, field="job")
         events = [convert.from_message(Event, event) for event in request.events]
         acked = await asyncio.to_thread(self._jobs.report, namespace, job_id, request.attempt, request.nonce, events)
+        if events:
+            metrics.EVENT_LAG_SECONDS.observe(max(0.0, time.time() - events[-1].time.timestamp()))
         return report_pb.ReportEventsResponse(acked_seq=acked)
-
-
-def handlers(service: ServiceDescriptor, methods: Mapping[str, Callable[[Any, Any], Any]]) -> grpc.GenericRpcHandler:
-    """Handlers of a service: one wrapper around every call, where messages are read and errors become statuses."""
-    known = {method.name for method in service.methods}
-    assert known == set(methods), f"handlers and proto differ: {known ^ set(methods)}"
-    table: dict[str, Any] = {}
-    for method in service.methods:
-        kind = GetMessageClass(method.input_type)
-        if method.server_streaming:
-            table[method.name] = grpc.unary_stream_rpc_method_handler(_stream(kind, methods[method.name]))
-        else:
-            table[method.name] = grpc.unary_unary_rpc_method_handler(_unary(kind, methods[method.name]))
-    return grpc.method_handlers_generic_handler(service.full_name, table)
-
-
-def _unary(kind: type[Message], method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
-    async def call(data: bytes, context: Any) -> bytes:
-        try:
-            return _bytes(await method(convert.decode(kind, data), context))
-        except Exception as error:  # CancelledError is none, and passes
-            await abort(context, error)
-            raise AssertionError("abort raises") from error
-
-    return call
-
-
-def _stream(kind: type[Message], method: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
-    async def call(data: bytes, context: Any) -> AsyncIterator[bytes]:
-        try:
-            async for answer in method(convert.decode(kind, data), context):
-                yield _bytes(answer)
-        except Exception as error:
-            await abort(context, error)
-
-    return call
-
-
-def _bytes(answer: Message | bytes) -> bytes:
-    return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
 
 def _not_served(name: str, instead: str) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -343,20 +336,10 @@ def refuse_own_files(spec: JobSpec) -> None:
             message=f"{source} is on the caller's machine, and this service runs on another: upload it, and give "
             "s3://bucket/prefix or hf://organisation/name.",
         )
-        for path, source in _file_sources(spec.to_mapping(), "")
+        for path, source in sources(spec, scheme="file")
     ]
     if found:
         raise InvalidRequest(found)
-
-
-def _file_sources(data: Any, path: str) -> Sequence[tuple[str, str]]:
-    if isinstance(data, list):
-        return [found for index, item in enumerate(data) for found in _file_sources(item, f"{path}.{index}")]
-    if isinstance(data, dict):
-        inner = [(f"{path}.{key}" if path else key, value) for key, value in data.items()]
-        return [found for where, value in inner for found in _file_sources(value, where)]
-    is_source = isinstance(data, str) and path.rpartition(".")[2] in _SOURCE_FIELDS
-    return [(path, data)] if is_source and data.startswith("file://") else []
 
 
 def _job_or_namespace(parent: str) -> tuple[str, str]:

@@ -32,6 +32,7 @@ CODES: Mapping[type[HoneError], grpc.StatusCode] = {
     errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.RequestIdReused: grpc.StatusCode.ALREADY_EXISTS,
     errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.Refused: grpc.StatusCode.PERMISSION_DENIED,
     errors.CursorTooOld: grpc.StatusCode.OUT_OF_RANGE,
     errors.NotServed: grpc.StatusCode.UNIMPLEMENTED,
@@ -41,6 +42,7 @@ CODES: Mapping[type[HoneError], grpc.StatusCode] = {
     errors.PermanentError: grpc.StatusCode.INTERNAL,
     errors.IntegrityError: grpc.StatusCode.DATA_LOSS,
     errors.StorageError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ClusterError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.InternalError: grpc.StatusCode.INTERNAL,
 }
 _TYPES = {kind.reason: kind for kind in CODES}
@@ -50,7 +52,7 @@ _TYPES_WITHOUT_REASON: Mapping[grpc.StatusCode, type[HoneError]] = {
     grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
     grpc.StatusCode.FAILED_PRECONDITION: errors.WrongState,
     grpc.StatusCode.PERMISSION_DENIED: errors.Refused,
-    grpc.StatusCode.UNAUTHENTICATED: errors.Refused,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Refused,
     grpc.StatusCode.OUT_OF_RANGE: errors.CursorTooOld,
     grpc.StatusCode.UNIMPLEMENTED: errors.NotServed,
@@ -60,14 +62,17 @@ _TYPES_WITHOUT_REASON: Mapping[grpc.StatusCode, type[HoneError]] = {
 }
 
 
-async def abort(context: Any, error: Exception) -> Any:
-    """End a call with an error; always raises. What nobody foresaw is logged under an id, and only the id is told."""
-    if not isinstance(error, HoneError):
-        error_id = uuid.uuid4().hex[:12]
-        _log.error("internal error %s", error_id, exc_info=error)
-        error = errors.InternalError(
-            "Something failed that nobody foresaw.", fix=f"The service's log has it: {error_id}."
-        )
+def foreseen(error: Exception) -> HoneError:
+    """The error that is told. What nobody foresaw is logged under an id, and only the id is told."""
+    if isinstance(error, HoneError):
+        return error
+    error_id = uuid.uuid4().hex[:12]
+    _log.error("internal error %s", error_id, exc_info=error)
+    return errors.InternalError("Something failed that nobody foresaw.", fix=f"The service's log has it: {error_id}.")
+
+
+async def abort(context: Any, error: HoneError) -> Any:
+    """End a call with an error; always raises."""
     status = to_status(error)
     details = ((DETAILS_KEY, status.SerializeToString()),)
     await context.abort(code_of(error), status.message, trailing_metadata=details)
@@ -119,7 +124,7 @@ def _details(error: HoneError) -> Iterator[Message]:
         yield error_details_pb2.ResourceInfo(
             resource_type="hone.dev/Job", description=_cut(error.message, MAX_MESSAGE_BYTES)
         )
-    elif isinstance(error, errors.WrongState | errors.StorageError):
+    elif isinstance(error, errors.WrongState | errors.StorageError | errors.ClusterError):
         violation = error_details_pb2.PreconditionFailure.Violation(
             type=error.reason, description=_cut(error.message, MAX_MESSAGE_BYTES)
         )
@@ -172,12 +177,25 @@ def _violations(status: status_pb2.Status, count: int) -> list[Violation]:
     return found
 
 
+_ADDRESS_FIX = "Start `hone serve`, or set HONE_SERVER to its address."
+_CERTIFICATE_FIX = (
+    "If it speaks TLS, set HONE_TLS_CA to the certificate of the authority that signed its own, and "
+    "HONE_TLS_SERVER_NAME to a name in that where the address is another."
+)
+
+
+def _is_tls(text: str) -> bool:
+    """Whether the two ends do not agree on TLS: a certificate that does not fit, or plain text to who expects none."""
+    text = text.lower()
+    hung_up = "failed to connect" in text and "socket closed" in text
+    return hung_up or any(word in text for word in ("certificate", "ssl", "tls", "verification"))
+
+
 def _without_status(code: grpc.StatusCode, text: str, address: str) -> HoneError:
     """What gRPC itself answers: nobody there, too late, too large, a server that is no Hone."""
     if code is grpc.StatusCode.UNAVAILABLE:
         return errors.Unavailable(
-            f"No Hone service answers at {address} ({text}).",
-            fix="Start `hone serve`, or set HONE_SERVER to its address.",
+            f"No Hone service answers at {address} ({text}).", fix=_CERTIFICATE_FIX if _is_tls(text) else _ADDRESS_FIX
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.TemporaryError(

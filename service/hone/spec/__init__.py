@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import StringConstraints
 
 from hone.spec.methods import Method
-from hone.spec.part import Float, Int, Label, Name, Part, Seconds, Source, Words, setting
+from hone.spec.part import Float, Int, Label, LabelName, Name, Part, Seconds, Source, Words, setting
 
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning; a trainer refuses run files of a newer schema."""
@@ -52,7 +52,7 @@ class Columns(Part):
     """Column with the preferred answer."""
     rejected: str = setting("rejected", origin="TRL")
     """Column with the other answer."""
-    margin: str | None = setting(None, origin="none")
+    margin: str | None = setting(None, origin="margin, where rows have one")
     """Column with the margin between the two answers (reward modelling)."""
 
 
@@ -200,9 +200,9 @@ class Compute(Part):
 class Scheduling(Part):
     """When and how often it may run."""
 
-    queue: Label | None = setting(None, origin="none")
+    queue: LabelName | None = setting(None, origin="none")
     """Queue of the cluster (Kueue LocalQueue)."""
-    priority: Label | None = setting(None, origin="none")
+    priority: LabelName | None = setting(None, origin="none")
     """Priority class of the queue."""
     deadline: Seconds | None = setting(None, origin="none", unit="seconds", ge=60)
     """Longest run time of one attempt; `90m`, `4h` and `2d` are understood."""
@@ -253,7 +253,7 @@ class JobSpec(Part):
 
     name: Name
     """What people call it: lower-case letters, digits and hyphens. The job's id is this and five characters more."""
-    labels: dict[Label, Label] = setting({}, origin="none")
+    labels: dict[LabelName, Label] = setting({}, origin="none")
     """Labels for filtering and cost accounts."""
     model: Model
     """The model that training starts from."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from hone.errors import NotServed, Violation
 from hone.spec import JobSpec
 from hone.spec.methods import METHODS
+from hone.spec.secret import secret_message, secrets
+from hone.spec.sources import sources
 
 SCHEDULERS = (
     "cosine",
@@ -36,6 +38,7 @@ DPO_LOSSES = (
     "apo_down",
     "discopop",
     "sft",
+    "sigmoid_norm",
 )
 GRPO_LOSSES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo")
 TRACKERS = ("tensorboard", "mlflow", "wandb")
@@ -85,6 +88,8 @@ RULES: tuple[Rule, ...] = (
     *(Rule({"method": method, "dropout": "positive"}, "adapter.lora.dropout",
            f"{method} compares log-probabilities of two forward passes, which dropout makes differ: set it to 0.")
       for method in ("dpo", "ppo", "grpo")),
+    Rule({"method": "reward", "dropout": "positive"}, "adapter.lora.dropout",
+         "reward compares the scores of two forward passes, which dropout makes differ: set it to 0."),
     Rule({"method": "ppo", "strategy": "zero3"}, "compute.strategy",
          "ppo generates with whole weights, zero3 shards them: use ddp or zero2."),
     Rule({"weights": "lora", "optimizer": "adamw_bf16_sr"}, "training.optimizer",
@@ -106,17 +111,19 @@ RULES: tuple[Rule, ...] = (
            f"merge runs in one process: remove strategy {strategy}.") for strategy in ("ddp", "zero2", "zero3")),
     *(Rule({"method": "merge", "optimizer": optimizer}, "training.optimizer",
            f"merge trains nothing: remove optimizer {optimizer}.") for optimizer in OPTIMIZERS[1:]),
+    *(Rule({"method": "merge", "precision": precision}, "training.precision",
+           f"merge computes in fp32 and keeps the precision of the base's files: remove precision {precision}.")
+      for precision in ("bf16", "fp32")),
+    Rule({"method": "reward", "merged": "on"}, "output.merged",
+         "a reward model's adapter is served beside its base, with the head that it carries: remove merged."),
 )  # fmt: skip
 
 UNSERVED: tuple[Rule, ...] = (
-    *(Rule({"method": method}, "method", f"Method {method} is not served by this version; sft is.")
-      for method in METHODS[1:]),
-    Rule({"quantization": "nf4"}, "quantization",
-         "QLoRA (nf4) is not served by this version; remove quantization for plain LoRA."),
+    *(Rule({"method": method}, "method",
+           f"Method {method} is not served by this version; sft, dpo, reward and merge are.")
+      for method in ("ppo", "grpo")),
     *(Rule({"strategy": strategy}, "compute.strategy", f"Strategy {strategy} is not served by this version; ddp is.")
       for strategy in ("zero2", "zero3")),
-    *(Rule({"optimizer": optimizer}, "training.optimizer",
-           f"Optimizer {optimizer} is not served by this version; adamw is.") for optimizer in OPTIMIZERS[1:]),
 )  # fmt: skip
 
 
@@ -143,7 +150,17 @@ def violations(spec: JobSpec) -> list[Violation]:
         for rule in RULES
         if all(chosen[axis] == value for axis, value in rule.when.items())
     ]
-    return [*broken, *_word_rules(spec), *_training_rules(spec), *_data_rules(spec), *_compute_rules(spec)]
+    return [
+        *broken,
+        *_word_rules(spec),
+        *_training_rules(spec),
+        *_merge_rules(spec),
+        *_preference_rules(spec),
+        *_data_rules(spec),
+        *_compute_rules(spec),
+        *_scheduling_rules(spec),
+        *_secret_rules(spec),
+    ]
 
 
 def refuse_unserved(spec: JobSpec) -> None:
@@ -156,22 +173,9 @@ def refuse_unserved(spec: JobSpec) -> None:
 
 
 def _unserved_fields(spec: JobSpec) -> Iterator[tuple[bool, str]]:
-    scheduling = spec.scheduling
-    yield (
-        spec.compute.nodes > 1,
-        f"compute.nodes: {spec.compute.nodes} needs a cluster, which this version does not run on.",
-    )
-    yield bool(scheduling.queue or scheduling.priority), "scheduling.queue and priority need a cluster: remove them."
     yield spec.output.hub is not None, "A push to the Hub (output.hub) is not served by this version: remove it."
     yield bool(spec.reporting.trackers), "Trackers (reporting.trackers) are not served by this version: remove them."
     yield bool(spec.model.new_tokens), "New tokens (model.new_tokens) are not served by this version: remove them."
-    yield (
-        bool(spec.training.checkpoint.steps),
-        "Checkpoints (training.checkpoint.steps) are not served by this version.",
-    )
-    sources = [spec.model.source, spec.dataset.source if spec.dataset else "", spec.model.tokenizer or ""]
-    for source in sources:
-        yield source.startswith("job://"), f"{source}: outputs of other jobs are not served by this version as inputs."
 
 
 def _value(rule: Rule, chosen: Mapping[str, str]) -> str:
@@ -237,6 +241,58 @@ def _training_rules(spec: JobSpec) -> Iterator[Violation]:
     yield from _eval_set_rules(spec)
 
 
+SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
+"""Losses of dpo that label_smoothing is a part of."""
+
+
+def _preference_rules(spec: JobSpec) -> Iterator[Violation]:
+    """What dpo and reward would ignore, or could not keep, is refused."""
+    columns, samples = spec.dataset.columns if spec.dataset else None, spec.reporting.samples.prompts
+    if columns and columns.margin is not None and not spec.method.reward:
+        yield Violation(path="dataset.columns.margin", value=columns.margin,
+                        message=f"{spec.method.name} knows no margins, reward does: remove it.")  # fmt: skip
+    if spec.method.reward and samples:
+        yield Violation(path="reporting.samples.prompts", value=samples,
+                        message="a reward model answers no prompts: remove it.")  # fmt: skip
+    if (dpo := spec.method.dpo) is None:
+        return
+    if not dpo.loss:
+        yield Violation(path="method.dpo.loss", message="is empty: name a loss, or remove it.")
+    if len(set(dpo.loss)) < len(dpo.loss):
+        yield Violation(path="method.dpo.loss", value=list(dpo.loss), message="names a loss twice: name each once.")
+    if dpo.label_smoothing and not set(dpo.loss) & set(SMOOTHED_LOSSES):
+        yield Violation(path="method.dpo.label_smoothing", value=dpo.label_smoothing,
+                        message=f"changes only {', '.join(SMOOTHED_LOSSES)}: use one of them under loss (robust is "
+                        "sigmoid with flipped labels), or remove it.")  # fmt: skip
+    if "exo_pair" in dpo.loss and not dpo.label_smoothing:
+        yield Violation(path="method.dpo.label_smoothing", value=0.0,
+                        message="exo_pair needs it above 0: its paper uses 0.001.")  # fmt: skip
+    if spec.adapter and spec.adapter.lora.bias != "none" and not dpo.precompute_reference:
+        yield Violation(path="adapter.lora.bias", value=spec.adapter.lora.bias,
+                        message="trains biases of the base, so that switching the adapter off gives no reference: set "
+                        "it to none, or method.dpo.precompute_reference to true.")  # fmt: skip
+
+
+def _merge_rules(spec: JobSpec) -> Iterator[Violation]:
+    """A merge trains nothing and runs on one machine's CPU; what it would ignore is refused."""
+    if spec.method.merge is None:
+        return
+    ruled = {"optimizer", "precision"}
+    for name, value in spec.training.model_dump(mode="json", exclude_defaults=True).items():
+        if name not in ruled:
+            yield Violation(path=f"training.{name}", value=value, message="merge trains nothing: remove it.")
+    compute = spec.compute
+    asked = {
+        "compute.nodes": compute.nodes > 1,
+        "compute.gpus_per_node": bool(compute.gpus_per_node),
+        "compute.gpu": compute.gpu is not None,
+        "compute.processes_per_node": (compute.processes_per_node or 1) > 1,
+    }
+    for path in (path for path, wanted in asked.items() if wanted):
+        value = getattr(compute, path.partition(".")[2])
+        yield Violation(path=path, value=value, message="merge runs in one process, on the CPU: remove it.")
+
+
 def _eval_set_rules(spec: JobSpec) -> Iterator[Violation]:
     dataset, evaluation = spec.dataset, spec.training.eval
     if dataset is None or dataset.eval_source or dataset.eval_split or dataset.eval_fraction:
@@ -259,7 +315,7 @@ def _data_rules(spec: JobSpec) -> Iterator[Violation]:
         yield Violation(path="dataset", message=f"is required by {method}: the rows to learn from.")
     if dataset is not None and method == "merge":
         yield Violation(path="dataset", message="merge reads no data set: remove it.")
-    for path, source in _sources(spec):
+    for path, source in sources(spec):
         yield from _source_rules(path, source)
     if dataset is None:
         return
@@ -273,26 +329,19 @@ def _data_rules(spec: JobSpec) -> Iterator[Violation]:
         )
 
 
-def _sources(spec: JobSpec) -> Iterator[tuple[str, str]]:
-    yield "model.source", spec.model.source
-    if spec.model.tokenizer:
-        yield "model.tokenizer", spec.model.tokenizer
-    if spec.dataset:
-        yield "dataset.source", spec.dataset.source
-        if spec.dataset.eval_source:
-            yield "dataset.eval_source", spec.dataset.eval_source
-
-
 def _source_rules(path: str, source: str) -> Iterator[Violation]:
     scheme, _, rest = source.partition("://")
     if scheme == "file" and not rest.startswith("/"):
         yield Violation(path=path, value=source, message=f"{source!r} is not absolute: write file:///directory/….")
+    if scheme == "job" and path.startswith("dataset"):
+        yield Violation(path=path, value=source, message="a job leaves models and adapters, no data set: name a file.")
+    elif scheme == "job" and not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(/(adapter|merged|model))?", rest):
+        yield Violation(path=path, value=source, message=f"{source!r} is no output of a job: write job://<job>, or "
+                        "job://<job>/ and adapter, merged or model.")  # fmt: skip
     if scheme == "hf" and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", rest):
         yield Violation(
             path=path, value=source, message=f"{source!r} is not a repository: write hf://organisation/name@revision."
         )
-    if "@" in rest.partition("/")[0] and scheme == "s3":
-        yield Violation(path=path, message="holds user-info: credentials are given by reference, never in an address.")
 
 
 def _compute_rules(spec: JobSpec) -> Iterator[Violation]:
@@ -324,3 +373,16 @@ def _compute_rules(spec: JobSpec) -> Iterator[Violation]:
         yield Violation(path="training.global_batch_size", value=whole,
                         message=f"{whole} is no multiple of {parts} (micro_batch_size × gradient_accumulation_steps × "
                         "processes, as far as they are given).")  # fmt: skip
+
+
+def _scheduling_rules(spec: JobSpec) -> Iterator[Violation]:
+    scheduling = spec.scheduling
+    if scheduling.priority and not scheduling.queue:
+        message = "is a priority of a queue: name the queue (scheduling.queue), or remove it."
+        yield Violation(path="scheduling.priority", value=scheduling.priority, message=message)
+
+
+def _secret_rules(spec: JobSpec) -> Iterator[Violation]:
+    """A request is stored, shown and put into annotations; the value is not repeated here either."""
+    for path, kind in secrets(spec.to_mapping()):
+        yield Violation(path=path, message=secret_message(kind))

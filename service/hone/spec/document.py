@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from hone.spec import JobSpec
 from hone.spec.combinations import AXES, RULES, UNSERVED, Rule
-from hone.spec.parse import part_of
+from hone.spec.faults import part_of
 from hone.spec.part import Part
 
 SCHEMA_ID = "https://hone.dev/schema/job.v1.json"
@@ -46,7 +46,7 @@ def fields(part: type[Part] = JobSpec, prefix: str = "") -> Iterator[FieldText]:
             is_part=inner is not None,
         )
         if inner:
-            yield from fields(inner, f"{path}{'[]' if 'tuple' in str(field.annotation) else ''}.")
+            yield from fields(inner, f"{path}{_of_many(field)}.")
 
 
 def json_schema() -> dict[str, Any]:
@@ -76,9 +76,7 @@ def markdown() -> str:
         elif field.path.count(".") == 0:
             lines += ["", f"## {field.path}", "", f"{field.text} ({_facts(field)})", ""]
         else:
-            lines.append(
-                f"| `{field.path}` | {field.kind} | {_facts(field)} | {field.text.replace('|', chr(92) + '|')} |"
-            )
+            lines.append(_row(field))
     lines += ["", "## What may stand together", "", "Axes and their values:", ""]
     lines += [f"- {axis}: {', '.join(values)}" for axis, values in AXES.items()]
     lines += ["", "Every other pair of values is allowed. Refused:", "", *_rules(RULES)]
@@ -127,6 +125,24 @@ def _limits(field: FieldInfo) -> str:
         if getattr(limit, name, None) is not None
     ]
     return ", ".join(found)
+
+
+def with_table(page: str, part: type[Part]) -> str:
+    """A Markdown page with every field of a part between its two marks."""
+    head, _, rest = page.partition("<!-- made by tools/generated.sh")
+    mark, _, rest = rest.partition("-->\n")
+    _, end, rest = rest.partition("<!-- end -->")
+    rows = "\n".join([*_TABLE_HEAD, *(_row(field) for field in fields(part))])
+    return f"{head}<!-- made by tools/generated.sh{mark}-->\n\n{rows}\n\n{end}{rest}"
+
+
+def _of_many(field: FieldInfo) -> str:
+    annotation = str(field.annotation)
+    return "[]" if "tuple" in annotation else ".<name>" if "dict" in annotation else ""
+
+
+def _row(field: FieldText) -> str:
+    return f"| `{field.path}` | {field.kind} | {_facts(field)} | {field.text.replace('|', chr(92) + '|')} |"
 
 
 def _kind(part: type[Part], name: str) -> str:

@@ -4,6 +4,10 @@ import re
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticKnownError
+
+INT_MAX = 2**31 - 1
+"""Largest whole number of a request: the wire has 32 bits for each."""
 
 
 def setting(default: Any, *, origin: str, unit: str = "", **limits: Any) -> Any:
@@ -17,20 +21,31 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _whole(value: Any) -> Any:
+    """Refuses what the wire cannot carry; as a validator, because a field's own `le` would be lost beside another."""
+    value = _number(value)
+    text = value.strip() if isinstance(value, str) else ""
+    number = int(text) if re.fullmatch(r"\d{1,99}", text) else value
+    if isinstance(number, int | float) and number > INT_MAX:
+        raise PydanticKnownError("less_than_equal", {"le": INT_MAX})
+    return value
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
 def _seconds(value: Any) -> Any:
-    match = re.fullmatch(r"\s*(\d+)\s*([smhd])\s*", value) if isinstance(value, str) else None
-    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else value
+    match = re.fullmatch(r"\s*(\d{1,9})\s*([smhd])\s*", value) if isinstance(value, str) else None
+    return _whole(int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else value)
 
 
-Int = Annotated[int, BeforeValidator(_number)]
+Int = Annotated[int, BeforeValidator(_whole)]
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Seconds = Annotated[int, BeforeValidator(_seconds)]
 Label = Annotated[str, StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$")]
+LabelName = Annotated[str, StringConstraints(max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
 Name = Annotated[str, StringConstraints(max_length=44, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
 Source = Annotated[str, StringConstraints(pattern=r"^(hf|s3|file|job)://\S+$", max_length=2048)]
 

@@ -17,7 +17,7 @@ from hone.errors import UserError
 from hone.storage.base import ArtifactStore, Credentials, OnBytes, Progress, StoredObject, Versioned
 from hone.storage.directory import download_directory, read_manifest, upload_directory, verify_directory
 from hone.storage.file import FileStore
-from hone.storage.keys import AttemptLayout, JobLayout, check_key, join_key, join_path
+from hone.storage.keys import AttemptLayout, JobLayout, WriterLayout, check_key, join_key, join_path
 from hone.storage.local import sha256_of
 from hone.storage.manifest import MANIFEST, Manifest, ManifestFile
 
@@ -34,6 +34,7 @@ __all__ = [
     "Progress",
     "StoredObject",
     "Versioned",
+    "WriterLayout",
     "download_directory",
     "join_key",
     "join_path",

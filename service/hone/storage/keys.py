@@ -110,6 +110,10 @@ class JobLayout:
         """Directory of the model that full fine-tuning leaves."""
         return join_key(self.root, "model")
 
+    def output(self, place: str) -> str:
+        """Directory of an output by its place below the root: `adapter`, or `attempt-2/adapter` of a later writer."""
+        return join_path(self.root, place)
+
     def attempt(self, number: int) -> "AttemptLayout":
         """What belongs to attempt `number`, from 1."""
         return AttemptLayout(self, number)
@@ -132,11 +136,40 @@ class AttemptLayout:
         """Events of the attempt, one JSON object a line."""
         return join_key(self.root, "metrics.jsonl")
 
+
+@dataclass(frozen=True)
+class WriterLayout:
+    """Where one writer of a job may write, and nobody else ever does: writers are fenced by having no key in common.
+
+    A writer is one trainer that has claimed the job; `epoch` is the number of its claim, from 1, and `is_first` tells
+    whether it was the first of its attempt (a pod that is started again, or a Job that is applied again, claims the
+    same attempt anew). The first writer of all leaves its outputs where people look for them, `<job>/adapter`.
+    """
+
+    job: JobLayout
+    attempt: int
+    epoch: int
+    is_first: bool
+
     @property
-    def checkpoints(self) -> str:
-        """Directory of checkpoint directories."""
-        return join_key(self.root, "checkpoints")
+    def root(self) -> str:
+        """All that is this writer's alone, but for the outputs of the first one of all."""
+        attempt = self.job.attempt(self.attempt).root
+        return attempt if self.is_first else join_key(attempt, f"claim-{self.epoch}")
+
+    @property
+    def metrics(self) -> str:
+        """Events of the attempt, one JSON object a line."""
+        return join_key(self.root, "metrics.jsonl")
 
     def checkpoint(self, step: int) -> str:
         """Directory of the checkpoint after optimizer step `step`; names sort by step up to 999,999."""
-        return join_key(self.checkpoints, f"step-{step:06d}")
+        return join_key(self.root, "checkpoints", f"step-{step:06d}")
+
+    def output(self, kind: str) -> str:
+        """Directory of an output: adapter, merged or model."""
+        return join_key(self.job.root if self.epoch == 1 else self.root, kind)
+
+    def place(self, key: str) -> str:
+        """A key of these below the job's root, as an event tells it: `JobLayout.output` gives the key again."""
+        return key.removeprefix(f"{self.job.root}/")

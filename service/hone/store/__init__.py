@@ -9,6 +9,7 @@ Called by jobs.py, reconcile.py and service.py. Nothing outside this package kno
 
 from hone.store.change import Change, output_of
 from hone.store.filter import condition
+from hone.store.lease import Lease, LeaseLost
 from hone.store.store import Request, Store
 
-__all__ = ["Change", "Request", "Store", "condition", "output_of"]
+__all__ = ["Change", "Lease", "LeaseLost", "Request", "Store", "condition", "output_of"]

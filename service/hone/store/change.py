@@ -26,6 +26,8 @@ class Change:
         self.changed_attempts: set[int] = set()
         self.events: list[tuple[Event, int | None]] = []
         """New events, each with the number that its attempt gave it."""
+        self.logs: list[tuple[int, int, bytes]] = []
+        """(attempt, rank, what it wrote last), to be kept."""
         self.delete_artifacts: bool | None = None
         self._before = job
 
@@ -33,7 +35,11 @@ class Change:
     def is_needed(self) -> bool:
         """Whether there is anything to write."""
         return bool(
-            self.job is not self._before or self.changed_attempts or self.events or self.delete_artifacts is not None
+            self.job is not self._before
+            or self.changed_attempts
+            or self.events
+            or self.logs
+            or self.delete_artifacts is not None
         )
 
     @property
@@ -91,6 +97,10 @@ class Change:
     def tell_failure(self, number: int, failure: Failure) -> None:
         """Add the event of a failure that the attempt could not report itself."""
         self.tell(EventType.FAILURE, failure.message, attempt=number, fields=failure_fields(failure))
+
+    def keep_logs(self, number: int, tails: Mapping[int, bytes]) -> None:
+        """Keep what the ranks of an attempt wrote last, in place of what was kept of them before."""
+        self.logs += [(number, rank, data) for rank, data in tails.items()]
 
     def store_events(self, number: int, events: Iterable[Event]) -> int:
         """Add what an attempt reported; what is there already is passed over, what comes after a gap is not taken.

@@ -5,10 +5,11 @@ while others wait leaves the commit to them; the last one commits for all, and o
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Lock
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from hone.errors import Unavailable
 
@@ -37,7 +38,7 @@ class SharedCommits:
             self._turn.release()
             raise
         try:
-            with group.connection.begin_nested():
+            with _savepoint(group.connection):
                 yield group.connection
         except BaseException as error:
             self._leave(group, error)
@@ -95,6 +96,19 @@ class SharedCommits:
         finally:
             group.connection.close()
             group.ended.set()
+
+
+@contextmanager
+def _savepoint(connection: Connection) -> Iterator[None]:
+    """As `begin_nested`, whose new name for each savepoint is a new statement to compile."""
+    connection.exec_driver_sql("SAVEPOINT hone")
+    try:
+        yield
+    except BaseException:
+        with suppress(DBAPIError):  # where the database has undone more than this already
+            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT hone")
+        raise
+    connection.exec_driver_sql("RELEASE SAVEPOINT hone")
 
 
 class _Group:

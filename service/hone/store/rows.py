@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import Row
 
 from hone.job import Attempt, Event, Failure, Job, Output, Plan, Progress, State
+from hone.remembered import Remembered
 from hone.spec import JobSpec
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -37,30 +39,36 @@ def job_row(job: Job) -> dict[str, Any]:
         "name": job.requested_spec.name,
         "method": job.method,
         "creator": job.creator,
-        "requested_spec": job.requested_spec.model_dump_json(exclude_unset=True),
-        "resolved_spec": job.resolved_spec.model_dump_json(exclude_none=True),
-        "plan": _dump(Plan, job.plan),
+        "requested_spec": _requested_text(job.requested_spec),
+        "resolved_spec": _resolved_text(job.resolved_spec),
+        "plan": _plan_text(job.plan),
         "create_time": to_us(job.create_time),
         "delete_artifacts": False,
         "buried": False,
+        "observed": job.observed,
         **changing_columns(job),
     }
+
+
+_requested_text = Remembered[JobSpec, str](lambda spec: spec.model_dump_json(exclude_unset=True))
+_resolved_text = Remembered[JobSpec, str](lambda spec: spec.model_dump_json(exclude_none=True))
+_plan_text = Remembered[Plan, str](lambda plan: _dump(Plan, plan))
 
 
 def changing_columns(job: Job) -> dict[str, Any]:
     """What a job's row holds that can change."""
     return {
         "state": str(job.state),
-        "reason": job.state_reason,
+        "reason": writable(job.state_reason),
         "version": job.version,
         "update_time": to_us(job.update_time),
         "start_time": _optional_us(job.start_time),
         "end_time": _optional_us(job.end_time),
         "delete_time": _optional_us(job.delete_time),
-        "unfinished": not job.state.is_terminal or job.delete_time is not None,
+        "unfinished": not (job.state.is_terminal or job.state == State.PAUSED) or job.delete_time is not None,
         "progress": _dump(Progress, job.progress) if job.progress else None,
         "outputs": _dump(tuple[Output, ...], job.outputs),
-        "failure": _dump(Failure, job.failure) if job.failure else None,
+        "failure": _failure(job.failure) if job.failure else None,
     }
 
 
@@ -74,7 +82,7 @@ def attempt_row(job_uid: str, attempt: Attempt, *, last_seq: int) -> dict[str, A
         "create_time": to_us(attempt.create_time),
         "start_time": _optional_us(attempt.start_time),
         "end_time": _optional_us(attempt.end_time),
-        "failure": _dump(Failure, attempt.failure) if attempt.failure else None,
+        "failure": _failure(attempt.failure) if attempt.failure else None,
         "counted": attempt.counted,
         "gpus": attempt.gpus,
         "last_seq": last_seq,
@@ -91,12 +99,22 @@ def event_row(job: Job, event: Event, *, seq: int, source_seq: int | None) -> di
         "attempt": event.attempt,
         "source_seq": source_seq,
         "time": to_us(event.time),
-        "type": str(event.type),
-        "message": event.message,
+        "type": writable(str(event.type))[:32],
+        "message": writable(event.message),
         "step": event.step,
         "metrics": json.dumps(dict(event.metrics)),
-        "fields": json.dumps(dict(event.fields), ensure_ascii=False),
+        "fields": writable(json.dumps(dict(event.fields), ensure_ascii=False)),
     }
+
+
+def writable(text: str) -> str:
+    """A text as every database takes it: what a trainer printed can hold zeros and halves of characters."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _failure(failure: Failure) -> str:
+    lines = tuple(map(writable, failure.log_tail))
+    return _dump(Failure, replace(failure, message=writable(failure.message), log_tail=lines))
 
 
 def to_job(row: Row[Any], attempts: tuple[Attempt, ...]) -> Job:
@@ -122,10 +140,11 @@ def to_job(row: Row[Any], attempts: tuple[Attempt, ...]) -> Job:
         progress=_load(Progress, row.progress) if row.progress else None,
         outputs=_load(tuple[Output, ...], row.outputs) if row.outputs != "[]" else (),
         failure=_load(Failure, row.failure) if row.failure else None,
+        observed=row.observed,
     )
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=1024)
 def _fixed_parts(requested: str, resolved: str, plan: str) -> tuple[JobSpec, JobSpec, Plan]:
     """What never changes of a job, parsed once."""
     return JobSpec.model_validate_json(requested), JobSpec.model_validate_json(resolved), _load(Plan, plan)

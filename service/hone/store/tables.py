@@ -11,11 +11,13 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData(
@@ -56,10 +58,12 @@ jobs = Table(
     Column("end_time", BigInteger),
     Column("delete_time", BigInteger),
     Column("delete_artifacts", Boolean, nullable=False),
-    # Somebody has to see to it: it has not ended, or is to be deleted.
+    # Somebody has to see to it: it has not ended and is not paused, or is to be deleted.
     Column("unfinished", Boolean, nullable=False),
     # A deleted job keeps its row, without its content: ids are not used again.
     Column("buried", Boolean, nullable=False),
+    # Somebody started it past the service: it is shown, and never managed.
+    Column("observed", Boolean, nullable=False, server_default=false()),
     Column("progress", Text),
     Column("outputs", Text, nullable=False),
     Column("failure", Text),
@@ -115,6 +119,16 @@ events = Table(
     Index(None, "job_uid", "seq"),
 )
 
+# What a rank wrote last, of attempts whose backend keeps no logs; compressed.
+attempt_logs = Table(
+    "attempt_logs",
+    metadata,
+    Column("job_uid", ForeignKey("jobs.uid"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+)
+
 request_ids = Table(
     "request_ids",
     metadata,
@@ -123,4 +137,14 @@ request_ids = Table(
     Column("body_hash", String(64), nullable=False),
     Column("job_uid", ForeignKey("jobs.uid"), nullable=False),
     Column("create_time", BigInteger, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("holder", Text, nullable=False),
+    # Raised each time that the lease is taken; whoever writes under it checks that it is still the same.
+    Column("epoch", BigInteger, nullable=False),
+    Column("expire_time", BigInteger, nullable=False),
 )

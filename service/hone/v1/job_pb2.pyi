@@ -159,6 +159,26 @@ class Output(_message.Message):
     attempt: int
     def __init__(self, kind: _Optional[str] = ..., uri: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
+class Checkpoint(_message.Message):
+    __slots__ = ("step", "place", "uri", "size_bytes", "sha256", "attempt", "time", "complete")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    place: str
+    uri: str
+    size_bytes: int
+    sha256: str
+    attempt: int
+    time: _timestamp_pb2.Timestamp
+    complete: bool
+    def __init__(self, step: _Optional[int] = ..., place: _Optional[str] = ..., uri: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., attempt: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., complete: _Optional[bool] = ...) -> None: ...
+
 class Attempt(_message.Message):
     __slots__ = ("number", "state", "create_time", "start_time", "end_time", "failure", "counted", "gpus")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -277,7 +297,7 @@ class Plan(_message.Message):
     def __init__(self, fits: _Optional[bool] = ..., sentence: _Optional[str] = ..., gpu: _Optional[str] = ..., launch: _Optional[_Union[Launch, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[MemoryItem, _Mapping]]] = ..., peak_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., host_memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., output_bytes: _Optional[_Mapping[str, int]] = ..., model_family: _Optional[str] = ..., parameters: _Optional[int] = ..., trainable_parameters: _Optional[int] = ..., max_steps: _Optional[int] = ..., seconds_low: _Optional[float] = ..., seconds_high: _Optional[float] = ..., notes: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("name", "uid", "requested_spec", "resolved_spec", "plan", "state", "state_reason", "creator", "create_time", "update_time", "version", "start_time", "end_time", "delete_time", "attempts", "progress", "outputs", "failure")
+    __slots__ = ("name", "uid", "requested_spec", "resolved_spec", "plan", "state", "state_reason", "creator", "create_time", "update_time", "version", "start_time", "end_time", "delete_time", "attempts", "progress", "outputs", "failure", "observed")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     REQUESTED_SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -296,6 +316,7 @@ class Job(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     requested_spec: _spec_pb2.JobSpec
@@ -314,4 +335,5 @@ class Job(_message.Message):
     progress: Progress
     outputs: _containers.RepeatedCompositeFieldContainer[Output]
     failure: Failure
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., requested_spec: _Optional[_Union[_spec_pb2.JobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_spec_pb2.JobSpec, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., state: _Optional[_Union[State, str]] = ..., state_reason: _Optional[str] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    observed: bool
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., requested_spec: _Optional[_Union[_spec_pb2.JobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_spec_pb2.JobSpec, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., state: _Optional[_Union[State, str]] = ..., state_reason: _Optional[str] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., observed: _Optional[bool] = ...) -> None: ...

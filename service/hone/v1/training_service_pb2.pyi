@@ -28,18 +28,20 @@ class Violation(_message.Message):
     def __init__(self, path: _Optional[str] = ..., message: _Optional[str] = ..., value: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ...) -> None: ...
 
 class PlanJobResponse(_message.Message):
-    __slots__ = ("violations", "spec", "plan", "runs_here", "why_not_here")
+    __slots__ = ("violations", "spec", "plan", "runs_here", "why_not_here", "manifest")
     VIOLATIONS_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     RUNS_HERE_FIELD_NUMBER: _ClassVar[int]
     WHY_NOT_HERE_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
     violations: _containers.RepeatedCompositeFieldContainer[Violation]
     spec: _spec_pb2.JobSpec
     plan: _job_pb2.Plan
     runs_here: bool
     why_not_here: str
-    def __init__(self, violations: _Optional[_Iterable[_Union[Violation, _Mapping]]] = ..., spec: _Optional[_Union[_spec_pb2.JobSpec, _Mapping]] = ..., plan: _Optional[_Union[_job_pb2.Plan, _Mapping]] = ..., runs_here: _Optional[bool] = ..., why_not_here: _Optional[str] = ...) -> None: ...
+    manifest: str
+    def __init__(self, violations: _Optional[_Iterable[_Union[Violation, _Mapping]]] = ..., spec: _Optional[_Union[_spec_pb2.JobSpec, _Mapping]] = ..., plan: _Optional[_Union[_job_pb2.Plan, _Mapping]] = ..., runs_here: _Optional[bool] = ..., why_not_here: _Optional[str] = ..., manifest: _Optional[str] = ...) -> None: ...
 
 class PreflightJobRequest(_message.Message):
     __slots__ = ("parent", "spec")
@@ -214,8 +216,10 @@ class ListCheckpointsRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ...) -> None: ...
 
 class ListCheckpointsResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("checkpoints",)
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    checkpoints: _containers.RepeatedCompositeFieldContainer[_job_pb2.Checkpoint]
+    def __init__(self, checkpoints: _Optional[_Iterable[_Union[_job_pb2.Checkpoint, _Mapping]]] = ...) -> None: ...
 
 class ListOutputsRequest(_message.Message):
     __slots__ = ("parent",)

@@ -1,0 +1,97 @@
+"""The course of a run once its data and its trainer are there, the same for every method: evaluate, train, keep the
+best weights, evaluate, save, record. Called by the methods."""
+
+import json
+from typing import Any
+
+from hone.job import EventType
+from hone_trainer import outputs
+from hone_trainer.checkpoints import resume, train
+from hone_trainer.context import RunContext
+from hone_trainer.data import Prepared
+from hone_trainer.samples import answer
+from hone_trainer.stop import interrupted
+from hone_trainer.training import without_input_casts
+
+
+def follow(
+    context: RunContext,
+    trainer: Any,
+    tokenizer: Any,
+    *,
+    data: Prepared,
+    parameters: dict[str, int],
+    clock: outputs.Clock,
+) -> None:
+    """Train, evaluate, save and check; leaves outputs and worker.json in scratch for the supervisor."""
+    watch, training = trainer.watch, context.run.spec.training
+    checkpoint = resume(context, watch)
+    if checkpoint is None:
+        _answer(context, trainer, tokenizer, data, when="before")
+        watch.before = trainer.evaluate() if training.eval.at_start else None
+    clock.mark("before_training")
+
+    context.phase("training")
+    with context.stop.deferred(), without_input_casts(trainer.model, active=_autocasts(context)):
+        train(trainer, checkpoint)
+    if context.stop.asked:
+        raise interrupted()
+    clock.mark("training")
+
+    steps = trainer.state.global_step
+    moved = watch.best.restore(trainer.model, step=steps) if watch.best else False
+    after = _final_evaluation(trainer, moved=moved) if data.evaluation is not None else None
+    _answer(context, trainer, tokenizer, data, when="after")
+    clock.mark("after_training")
+
+    trainer.accelerator.wait_for_everyone()
+    if context.is_main:
+        context.phase("saving")
+        merge = outputs.save(context, trainer.model, tokenizer)
+        clock.mark("saving")
+        record = outputs.record(
+            context,
+            data=data,
+            clock=clock,
+            parameters=parameters,
+            metrics={
+                "first_loss": watch.progress.first_loss,
+                "last_loss": watch.progress.last_loss,
+                "eval_before": watch.before,
+                "eval_after": after,
+                "merge": merge,
+            },
+            steps={
+                "done": steps,
+                "max": trainer.state.max_steps,
+                "best": watch.best.step if watch.best else None,
+            },
+        )
+        (context.scratch / "worker.json").write_text(json.dumps(record), encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+
+
+def _final_evaluation(trainer: Any, *, moved: bool) -> dict[str, float]:
+    """Figures of the weights that are kept; those of the last step may be known already."""
+    last = trainer.watch.last_eval
+    if last and last[0] == trainer.state.global_step and not moved:
+        return dict(last[1])
+    found: dict[str, float] = trainer.evaluate()
+    return found
+
+
+def _autocasts(context: RunContext) -> bool:
+    return context.run.spec.adapter is not None and context.run.launch.precision == "bf16"
+
+
+def _answer(context: RunContext, trainer: Any, tokenizer: Any, data: Prepared, *, when: str) -> None:
+    """Answer the sample prompts and report them; the first rank alone, on its own copy of the weights."""
+    if not (context.is_main and data.questions):
+        return
+    limit = context.run.spec.reporting.samples.max_new_tokens
+    for question, text in answer(trainer.accelerator.unwrap_model(trainer.model), tokenizer, data.questions, limit):
+        context.event(
+            EventType.SAMPLE,
+            step=trainer.state.global_step,
+            fields={"when": when, "prompt": question.prompt, "answer": text, "expected": question.expected},
+        )

@@ -1,0 +1,46 @@
+"""Merging adapters into their base. Read from top to bottom; run(context) is what a worker calls."""
+
+import json
+
+from hone.job import EventType
+from hone_trainer import outputs
+from hone_trainer.context import RunContext
+from hone_trainer.merging import Part
+from hone_trainer.model import check_model, load_tokenizer
+
+
+def run(context: RunContext) -> None:
+    """Merge, save, reload and measure; leaves the output and worker.json in scratch for the supervisor."""
+    spec, clock = context.run.spec, outputs.Clock()
+    merge = spec.method.merge
+    assert merge is not None
+
+    context.phase("model")
+    check_model(context.inputs.model)
+    tokenizer = load_tokenizer(context.inputs.tokenizer, spec.model)
+    parts = [
+        Part(adapter=source, weight=part.weight)
+        for source, part in zip(context.inputs.adapters, merge.adapters, strict=True)
+    ]
+    if merge.combination == "linear" and len(parts) > 1:
+        warning = "linear combines the factors, which has cross terms: the sum of the adapters is what cat gives."
+        context.event(EventType.WARNING, warning)
+    clock.mark("model")
+
+    context.phase("saving")
+    quality = outputs.save_merged(
+        context,
+        tokenizer,
+        parts,
+        combination=merge.combination,
+        limit=merge.max_kl,
+        fix="Raise method.merge.max_kl, where the model is good enough all the same.",
+    )
+    clock.mark("saving")
+    metrics = {
+        "merge": quality,
+        "adapters": [{"source": part.adapter.asked, "weight": part.weight} for part in parts],
+        "combination": merge.combination,
+    }
+    record = outputs.record(context, clock=clock, parameters={}, metrics=metrics, steps={})
+    (context.scratch / "worker.json").write_text(json.dumps(record), encoding="utf-8")
