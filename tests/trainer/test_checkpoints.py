@@ -140,7 +140,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_where_it_was(
     child = start(first)
     wait_for(lambda: first.directory.events.exists() and len(first.events("progress")) > 10)
     child.send_signal(signal.SIGTERM)
-    assert child.wait(60) == TrainerExit.INTERRUPTED
+    assert child.wait(120) == TrainerExit.INTERRUPTED
     [told] = first.events("checkpoint")
     assert told.step == first.events("progress")[-1].step and told.step > 10
     verify_directory(FileStore(first.store), told.fields["place"], digest=told.fields["sha256"])
@@ -167,7 +167,7 @@ def test_a_signal_in_an_evaluation_ends_in_a_checkpoint_too(
     child = start(attempt)
     wait_for(lambda: attempt.directory.events.exists() and any(e.message == "evaluation" for e in attempt.events()))
     child.send_signal(signal.SIGTERM)
-    assert child.wait(60) == TrainerExit.INTERRUPTED
+    assert child.wait(120) == TrainerExit.INTERRUPTED
     assert [event.step for event in attempt.events("checkpoint")] == [3]
     assert attempt.events("eval") == []
 

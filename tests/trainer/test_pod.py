@@ -211,7 +211,7 @@ def test_sigterm_is_passed_on_and_the_reason_is_left_for_kubernetes(
     wait_for(pod.has_stepped)
     assert pod.process is not None
     pod.process.send_signal(signal.SIGTERM)
-    assert pod.wait(60) == TrainerExit.INTERRUPTED
+    assert pod.wait(120) == TrainerExit.INTERRUPTED
     assert pod.message()["failure_class"] == "PREEMPTED"
     assert pod.events()[-1].type == "failure"
 
@@ -226,7 +226,7 @@ def test_a_supervisor_that_is_killed_is_spoken_for(make_run: Callable[..., Run],
     wait_for(pod.has_stepped)
     worker = int((pod.directory.scratch / "worker-0.pid").read_text())
     os.kill(supervisor_of(pod), signal.SIGKILL)
-    assert pod.wait(60) == 128 + signal.SIGKILL
+    assert pod.wait(120) == 128 + signal.SIGKILL
     assert pod.message()["message"] == "The trainer's supervisor was killed by SIGKILL."
     wait_for(lambda: not Path(f"/proc/{worker}").exists(), timeout_s=10)
 
@@ -331,7 +331,7 @@ def test_a_request_that_was_edited_by_hand_is_refused_before_anything_is_touched
     pod = make_pod(make_run(), **environment)
     file = pod.place / "run.yaml"
     file.write_text(edit(file.read_text()))
-    assert pod.start().wait(60) == TrainerExit.USER, pod.output()
+    assert pod.start().wait(120) == TrainerExit.USER, pod.output()
     assert expected in pod.message()["message"]
     assert pod.message()["failure_class"] == "USER"
     assert not (tmp_path / "store").exists()
@@ -340,7 +340,7 @@ def test_a_request_that_was_edited_by_hand_is_refused_before_anything_is_touched
 
 def test_a_pod_without_its_request_says_where_it_looked(make_run: Callable[..., Run], make_pod: MakePod) -> None:
     pod = make_pod(make_run(), HONE_SPEC_FILE="/no/such/file")
-    assert pod.start().wait(60) == TrainerExit.USER
+    assert pod.start().wait(120) == TrainerExit.USER
     assert "The request cannot be read from /no/such/file" in pod.message()["message"]
 
 
@@ -379,7 +379,7 @@ def test_a_node_alone_gives_back_what_it_holds(make_run: Callable[..., Run], mak
         ).start()
         for rank in ("0", "1")
     ]  # fmt: skip
-    assert [pod.wait(60) for pod in pods] == [TrainerExit.PEERS_MISSING] * 2
+    assert [pod.wait(120) for pod in pods] == [TrainerExit.PEERS_MISSING] * 2
     assert pods[0].message()["message"].startswith("1 of 2 nodes did not come (node 1) within 1 s")
     assert pods[1].message()["message"].startswith("Node 0 cannot be reached")
     assert not pods[0].directory.log(0).exists()
@@ -389,7 +389,7 @@ def test_the_reason_of_the_node_that_failed_first_is_the_run_s(make_run: Callabl
     pods = nodes(make_pod, make_run(merge(LONG, {"compute": {"nodes": 2, "processes_per_node": 1}})))
     wait_for(pods[0].has_stepped)
     os.kill(int((pods[1].directory.scratch / "worker-1.pid").read_text()), signal.SIGKILL)
-    assert [pod.wait(60) for pod in pods] == [TrainerExit.WORKER_DIED] * 2
+    assert [pod.wait(120) for pod in pods] == [TrainerExit.WORKER_DIED] * 2
     for pod in pods:
         assert pod.message()["message"] == "The worker of rank 1 was killed by SIGKILL."
         assert pod.message()["rank"] == 1
@@ -402,7 +402,7 @@ def test_a_node_that_goes_without_a_word_ends_the_run_at_once(make_run: Callable
     assert pods[1].process is not None
     pods[1].process.kill()
     began = time.monotonic()
-    assert pods[0].wait(60) == TrainerExit.PEER_LOST
+    assert pods[0].wait(120) == TrainerExit.PEER_LOST
     assert time.monotonic() - began < 30
     assert pods[0].message()["message"].startswith("Node 1 went away without a word")
 
@@ -412,7 +412,7 @@ def test_a_node_that_is_drained_stops_all(make_run: Callable[..., Run], make_pod
     wait_for(pods[0].has_stepped)
     assert pods[1].process is not None
     pods[1].process.send_signal(signal.SIGTERM)
-    codes = [pod.wait(60) for pod in pods]
+    codes = [pod.wait(120) for pod in pods]
     assert codes[0] == TrainerExit.INTERRUPTED
     assert codes[1] in (TrainerExit.INTERRUPTED, TrainerExit.PEER_LOST)
     assert pods[0].message()["failure_class"] == "PREEMPTED"

@@ -54,7 +54,7 @@ def test_a_sharded_run_goes_on_from_its_checkpoint(make_attempt: MakeAttempt, st
     child = start(first)
     wait_for(lambda: first.directory.events.exists() and len(first.events("progress")) > 5, timeout_s=300)
     child.send_signal(signal.SIGTERM)
-    assert child.wait(60) == TrainerExit.INTERRUPTED
+    assert child.wait(120) == TrainerExit.INTERRUPTED
     [told] = first.events("checkpoint")
     second = make_attempt(long, strategy="zero2", attempt=2, resume=points(told), **TWO)
     assert start(second).wait(300) == 0

@@ -93,7 +93,7 @@ def test_a_run_leaves_verified_outputs_and_says_so(make_attempt: MakeAttempt, st
     assert not attempt.directory.scratch.exists()
     # A second trainer of the same attempt gives up, and changes nothing.
     before = attempt.directory.exit.read_bytes()
-    assert start(attempt).wait(30) == TrainerExit.ALREADY_RAN
+    assert start(attempt).wait(120) == TrainerExit.ALREADY_RAN
     assert attempt.directory.exit.read_bytes() == before
 
 
@@ -121,7 +121,7 @@ def test_sigterm_ends_the_run_as_interrupted_and_leaves_no_output(
     wait_for(lambda: has_stepped(attempt))
     workers = [worker_pid(attempt, rank) for rank in range(processes)]
     child.send_signal(signal.SIGTERM)
-    assert child.wait(60) == TrainerExit.INTERRUPTED
+    assert child.wait(120) == TrainerExit.INTERRUPTED
     assert attempt.exit()["failure"]["failure_class"] == "PREEMPTED"
     assert outputs_of(attempt) == []
     assert not any(is_alive(pid) for pid in workers)
@@ -132,7 +132,7 @@ def test_sigterm_before_training_is_heard_too(make_attempt: MakeAttempt, start: 
     child = start(attempt)
     wait_for(lambda: attempt.directory.process.exists())
     child.send_signal(signal.SIGTERM)
-    assert child.wait(60) == TrainerExit.INTERRUPTED
+    assert child.wait(120) == TrainerExit.INTERRUPTED
     assert attempt.exit()["exit_code"] == TrainerExit.INTERRUPTED
 
 
@@ -144,7 +144,7 @@ def test_a_worker_that_is_killed_is_told_with_its_signal_and_last_lines(
     child = start(attempt)
     wait_for(lambda: has_stepped(attempt))
     os.kill(worker_pid(attempt, rank), signal.SIGKILL)
-    assert child.wait(60) == TrainerExit.WORKER_DIED
+    assert child.wait(120) == TrainerExit.WORKER_DIED
     failure = attempt.exit()["failure"]
     assert (failure["failure_class"], failure["rank"]) == ("INFRA", rank)
     assert f"rank {rank} was killed by SIGKILL" in failure["message"]
@@ -163,7 +163,7 @@ def test_no_worker_outlives_a_trainer_that_is_killed(make_attempt: MakeAttempt, 
     wait_for(lambda: not any(is_alive(pid) for pid in workers), timeout_s=10)
     assert not attempt.directory.exit.exists()
     assert outputs_of(attempt) == []
-    assert start(attempt).wait(30) == TrainerExit.ALREADY_RAN
+    assert start(attempt).wait(120) == TrainerExit.ALREADY_RAN
 
 
 def test_a_world_that_is_not_the_planned_one_is_refused_at_once(make_attempt: MakeAttempt) -> None:
@@ -281,6 +281,6 @@ def test_a_worker_that_does_not_hear_is_ended_in_time_to_tell_it(
     os.kill(worker_pid(attempt), signal.SIGSTOP)
     began = time.monotonic()
     child.send_signal(signal.SIGTERM)
-    assert child.wait(60) == TrainerExit.INTERRUPTED
+    assert child.wait(120) == TrainerExit.INTERRUPTED
     assert time.monotonic() - began < 30
     assert attempt.exit()["failure"]["failure_class"] == "PREEMPTED"
