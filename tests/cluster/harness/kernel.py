@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -48,14 +49,16 @@ def unmount() -> None:
 
 def remove_bridge(name: str) -> None:
     """A bridge, and the ends of pods' cables on it."""
-    ports = Path(f"/sys/class/net/{name}/brif")
-    for link in [*(port.name for port in ports.glob("*")), name]:
+    bridge = Path(f"/sys/class/net/{name}")
+    for link in [*(port.name for port in bridge.glob("brif/*")), *([name] if bridge.exists() else [])]:
         subprocess.run(["ip", "link", "delete", link], check=False, capture_output=True)
 
 
 def remove_rules() -> None:
     """The chains of kube-proxy and kubelet, with the rules that lead to them."""
     for family in ("iptables", "ip6tables"):
+        if shutil.which(f"{family}-save") is None:
+            continue  # so nothing ever made a rule here
         saved = subprocess.run([f"{family}-save"], check=False, capture_output=True, text=True).stdout
         kept = [line for line in saved.splitlines() if "KUBE-" not in line]
         if len(kept) < len(saved.splitlines()):
