@@ -21,7 +21,7 @@ demo: venv  ## data, a small base model and a fine-tuning run, on this machine
 	@$(BIN)/hone run examples/quickstart.yaml
 
 test: venv  ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests --ignore tests/cluster
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" tests --ignore tests/cluster
 	$(BIN)/python -m pytest -n 0 -m "not slow" --durations 15 tests/cluster
 
 check: venv  ## format, lint, types, layers, protos, generated files
@@ -34,8 +34,8 @@ check: venv  ## format, lint, types, layers, protos, generated files
 
 SOAK_MINUTES ?= 30
 SOAK_SEED ?=
-soak: venv  ## what takes long on the cluster; then the service killed at random points for SOAK_MINUTES, by SOAK_SEED
-	$(BIN)/python -m pytest -n 0 -m slow tests/cluster
+soak: venv  ## what takes long, here and on the cluster; then the service killed at random points for SOAK_MINUTES, by SOAK_SEED
+	$(BIN)/python -m pytest -n 0 -m slow tests
 	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_SEED=$(SOAK_SEED) $(BIN)/python -m pytest -n 0 tests/cluster/test_kills.py -k at_random
 
 LEARN_SEEDS ?= 1 2 3

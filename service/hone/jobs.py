@@ -320,6 +320,7 @@ class Jobs:
             request = _check_creation(creation)
             refuse_unserved(creation.spec)
             planned = self._planned(creation.namespace, creation.spec)
+            refuse_unserved(planned.spec)  # which says what was left to the planner
             self._backend.check(planned, namespace=creation.namespace)
             self._probe()
             job = self._new_job(creation, planned)

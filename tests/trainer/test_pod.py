@@ -17,7 +17,7 @@ import pytest
 from hone.job import Event
 from hone.modelinfo import load_shape
 from hone.plan import Hardware, make_plan
-from hone.run import Run, RunDirectory, TrainerExit, is_retried
+from hone.run import ResumePoint, Run, RunDirectory, TrainerExit, is_retried
 from hone.spec.parse import parse
 from hone.storage import FileStore, JobLayout, verify_directory
 from hone_trainer.failure import failure_from_json
@@ -416,6 +416,33 @@ def test_a_node_that_is_drained_stops_all(make_run: Callable[..., Run], make_pod
     assert codes[0] == TrainerExit.INTERRUPTED
     assert codes[1] in (TrainerExit.INTERRUPTED, TrainerExit.PEER_LOST)
     assert pods[0].message()["failure_class"] == "PREEMPTED"
+
+
+@pytest.mark.xdist_group("sharding")
+def test_nodes_that_split_the_weights_go_on_from_what_each_of_them_sent(
+    make_run: Callable[..., Run], make_pod: MakePod, tmp_path: Path
+) -> None:
+    changes = {"training": {"max_steps": 40}, "compute": {"nodes": 2, "processes_per_node": 1, "strategy": "zero3"}}
+    compiled = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "compiled")}
+    first = make_run(changes)
+    pods = nodes(make_pod, first, **compiled)
+    wait_for(pods[0].has_stepped)
+    assert pods[1].process is not None
+    pods[1].process.send_signal(signal.SIGTERM)
+    assert pods[0].wait() == TrainerExit.INTERRUPTED, pods[0].output()[-20:]
+    [told] = pods[0].events("checkpoint")
+    manifest = verify_directory(FileStore(tmp_path / "store" / "default" / "tiny-1"), told.fields["place"])
+    assert {name for file in manifest.files for name in (Path(file.path).name,) if name.startswith("zero_pp_rank")} == {
+        f"zero_pp_rank_{rank}_mp_rank_00_{what}_states.pt" for rank in (0, 1) for what in ("model", "optim")
+    }
+    point = ResumePoint(step=told.step or 0, place=told.fields["place"], sha256=told.fields["sha256"])
+    again = nodes(make_pod, replace(first, attempt=2, nonce="again", resume=(point,)), **compiled)
+    assert [pod.wait() for pod in again] == [0, 0], again[0].output()[-20:]
+    assert again[0].events("progress")[0].step == point.step + 1
+    one = {"compute": {"nodes": 1, "processes_per_node": 2, "strategy": "ddp"}}
+    whole = make_pod(make_run(merge(changes, one), job="whole"), HONE_CPU_LIMIT="2")
+    assert whole.start().wait() == 0, whole.output()[-20:]
+    assert pods[0].losses() + again[0].losses() == pytest.approx(whole.losses(), rel=1e-4)
 
 
 def test_nodes_that_read_different_data_do_not_train_together(

@@ -1,6 +1,7 @@
 """ZeRO on several processes: DeepSpeed really runs it, it trains as DDP does, and what it saves is whole."""
 
 import signal
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,22 @@ from .test_checkpoints import merged, points
 from .test_supervisor import Start, start, wait_for
 
 __all__ = ["start"]
-EVALUATED = {"dataset": {"eval_fraction": 0.2}, "training": {"max_steps": 6, "eval": {"steps": 3, "keep_best": True}}}
+pytestmark = pytest.mark.xdist_group("sharding")  # two at once take ten times as long
+EVALUATED = {
+    "dataset": {"eval_fraction": 0.2},  # 13 rows: one rank has a batch more than the other
+    "training": {"max_steps": 6, "eval": {"steps": 3, "keep_best": True, "at_start": True}},
+}
+SAMPLES = {"reporting": {"samples": {"prompts": 2, "max_new_tokens": 8}}}
 FULL = {"adapter": None, "training": {"learning_rate": 1e-3}}
+QLORA = {"quantization": "nf4"}
+KINDS: dict[str, dict[str, Any]] = {"lora": {}, "full": FULL, "qlora": QLORA}
 TWO = {"processes": 2, "micro_batch_size": 2}
+FIRST = {("zero2", "sft", "lora"), ("zero2", "dpo", "full"), ("zero3", "sft", "full"), ("zero3", "dpo", "lora")}
+"""One case of each class; the others take minutes, and `make soak` runs them."""
+CASES = [
+    pytest.param(*case, marks=() if case in FIRST else pytest.mark.slow, id="-".join(case))
+    for case in [*product(("zero2", "zero3"), ("sft", "dpo", "reward"), ("lora", "full")), ("zero2", "sft", "qlora")]
+]
 
 
 def saved(attempt: Attempt) -> dict[str, torch.Tensor]:
@@ -26,15 +40,13 @@ def saved(attempt: Attempt) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "reward"])
-@pytest.mark.parametrize("strategy", ["zero2"])
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize(("strategy", "method", "kind"), CASES)
 def test_zero_trains_and_saves_what_ddp_does(
-    make_attempt: MakeAttempt, start: Start, tmp_path: Path, method: str, strategy: str, kind: str
+    make_attempt: MakeAttempt, start: Start, tmp_path: Path, strategy: str, method: str, kind: str
 ) -> None:
     pairs = write_rows(tmp_path / "pairs.jsonl", preferences(64))
     other = {"method": {"sft": None, method: {"max_length": 64}}, "dataset": {"source": f"file://{pairs}"}}
-    changes = merged(EVALUATED, FULL if kind == "full" else {}, other if method != "sft" else {})
+    changes = merged(EVALUATED, KINDS[kind], other if method != "sft" else {}, SAMPLES if method != "reward" else {})
     ddp = make_attempt(changes, job="ddp", **TWO)
     assert start(ddp).wait(240) == 0
     zero = make_attempt(changes, job="zero", strategy=strategy, **TWO)
@@ -42,23 +54,26 @@ def test_zero_trains_and_saves_what_ddp_does(
     assert zero.losses() == pytest.approx(ddp.losses(), rel=1e-4)
     figures = [[event.metrics["eval_loss"] for event in run.events("eval")] for run in (ddp, zero)]
     assert figures[1] == pytest.approx(figures[0], rel=1e-4)
+    answers = [[event.fields for event in run.events("sample")] for run in (ddp, zero)]
+    assert answers[1] == answers[0] and len(answers[0]) == (0 if method == "reward" else 4)
     expected, found = saved(ddp), saved(zero)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_a_sharded_run_goes_on_from_its_checkpoint(make_attempt: MakeAttempt, start: Start) -> None:
+@pytest.mark.parametrize("strategy", [pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
+def test_a_sharded_run_goes_on_from_its_checkpoint(make_attempt: MakeAttempt, start: Start, strategy: str) -> None:
     long: dict[str, Any] = {"training": {"max_steps": 100}}
-    first = make_attempt(long, strategy="zero2", **TWO)
+    first = make_attempt(long, strategy=strategy, **TWO)
     child = start(first)
     wait_for(lambda: first.directory.events.exists() and len(first.events("progress")) > 5, timeout_s=300)
     child.send_signal(signal.SIGTERM)
     assert child.wait(120) == TrainerExit.INTERRUPTED
     [told] = first.events("checkpoint")
-    second = make_attempt(long, strategy="zero2", attempt=2, resume=points(told), **TWO)
+    second = make_attempt(long, strategy=strategy, attempt=2, resume=points(told), **TWO)
     assert start(second).wait(300) == 0
-    whole = make_attempt(long, strategy="zero2", job="whole", **TWO)
+    whole = make_attempt(long, strategy=strategy, job="whole", **TWO)
     assert start(whole).wait(300) == 0
     assert first.losses() + second.losses() == whole.losses()
     found, expected = saved(second), saved(whole)

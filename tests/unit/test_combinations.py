@@ -146,6 +146,9 @@ def test_margins_are_for_reward_and_sample_prompts_are_not() -> None:
         {"optimizer": "adamw_8bit"},
         {"optimizer": "paged_adamw_8bit", "weights": "full"},
         {"optimizer": "adamw_bf16_sr", "weights": "full"},
+        {"strategy": "zero2", "quantization": "nf4"},
+        {"strategy": "zero3"},
+        {"strategy": "zero3", "method": "dpo", "weights": "full"},
     ],
     ids=lambda chosen: "-".join(chosen.values()) or "plain",
 )
@@ -160,12 +163,14 @@ def test_methods_that_do_not_run_yet_are_not_promised() -> None:
 
 
 def test_all_that_is_not_served_is_told_at_once() -> None:
-    data = request(strategy="zero3")
+    data = request(strategy="zero3", quantization="nf4", method="dpo")
     data["reporting"] = {"trackers": ["wandb"]}
     data["output"] = {"hub": {"repo": "org/name"}}
+    data["method"] = {"dpo": {"precompute_reference": True}}
     with pytest.raises(NotServed) as caught:
         refuse_unserved(parse(data))
-    assert all(word in str(caught.value) for word in ("trackers", "zero3", "output.hub"))
+    expected = ("4-bit", "precompute_reference", "trackers", "output.hub")
+    assert all(word in str(caught.value) for word in expected)
 
 
 def test_every_method_says_which_rows_it_reads() -> None:

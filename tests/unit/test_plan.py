@@ -160,6 +160,11 @@ def test_two_processes_on_a_cpu_share_the_batch() -> None:
     )
 
 
+def test_what_splits_its_work_is_planned_for_several_gpus() -> None:
+    planned = plan(adapter={"lora": {}}, compute={"gpu": "H100-80GB", "strategy": "zero3"})
+    assert (planned.plan.launch.strategy, planned.plan.launch.gpus_per_node) == ("zero3", 2)
+
+
 def test_what_needs_a_gpu_does_not_run_on_a_laptop_and_says_what_it_needs() -> None:
     planned = plan(adapter={"lora": {}}, compute={"gpu": "H100-80GB"})
     assert planned.plan.fits
@@ -183,6 +188,7 @@ def test_installed_gpus_are_taken() -> None:
             "training.global_batch_size",
             "multiple of 2",
         ),
+        ({"compute": {"gpus_per_node": 1, "strategy": "zero2"}}, "compute.strategy", "and this is one: leave it out"),
     ],
 )
 def test_what_only_the_model_or_the_hardware_can_tell_is_a_violation_too(

@@ -10,7 +10,8 @@ from hone_trainer.optimizers import transformers_name
 def training_arguments(config: Any, context: RunContext, *, has_evaluation: bool, **own: Any) -> Any:
     """A TRL configuration of class `config`, with the method's `own` values.
 
-    What TRL would do beside training (saving, reporting, cards) is off, and rows are cut before TRL sees them.
+    What TRL would do beside training (saving, reporting, cards) is off, and rows are cut before TRL sees them. Under
+    zero3 it has to be there before a model is loaded: transformers splits weights as it loads them, by these settings.
     """
     run, launch, training = context.run, context.run.launch, context.run.spec.training
     assert training.learning_rate is not None
@@ -19,7 +20,7 @@ def training_arguments(config: Any, context: RunContext, *, has_evaluation: bool
     renamed = "activation_checkpointing" in config.__dataclass_fields__
     checkpointing = "activation_checkpointing" if renamed else "gradient_checkpointing"
     # DeepSpeed's stage 3 gathers weights in hooks that the other way of checkpointing passes by.
-    reentrant = launch.strategy == "zero3" and run.spec.adapter is not None
+    reentrant = sharding.splits_weights(launch) and run.spec.adapter is not None
     return config(
         output_dir=str(context.scratch / "trainer"),
         num_train_epochs=training.epochs or 1.0,

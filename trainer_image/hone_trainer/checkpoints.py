@@ -16,8 +16,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hone.run import TrainerExit
+from hone.storage import ManifestFile, files_of
+from hone_trainer import sharding
 from hone_trainer.context import RunContext
 from hone_trainer.failure import RunFailed
+from hone_trainer.uploads import ELSEWHERE
 from hone_trainer.world import agree
 
 BEST = "best.safetensors"
@@ -57,16 +60,22 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_rest: Any) -> None:
         """Complete what the trainer has just written."""
-        folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        # Machines share no files: the first rank writes what the others keep for themselves.
-        shares = gather_object([(_own_files(folder, self._context.rank), self._watch.tokens_seen)])
-        if self._context.is_main:
-            for files, _ in shares:
+        context, step = self._context, state.global_step
+        folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        # Machines share no files. What is small the first rank writes for all; what is not, each node sends itself.
+        parts = gather_object([(_own_files(folder, context.rank), self._watch.tokens_seen)])
+        is_share = context.leads_node and not context.is_main
+        shares = gather_object([_share(folder) if is_share else ()]) if sharding.is_sharded(context.run.launch) else []
+        if context.is_main:
+            for files, _ in parts:
                 for name, data in files.items():
                     (folder / name).write_bytes(data)
-            tokens = tuple(tokens for _, tokens in shares)
-            self._complete(folder, state.global_step, tokens)
-        elif self._context.leads_node:
+            if elsewhere := [asdict(file) for share in shares for file in share]:
+                (folder / ELSEWHERE).write_text(json.dumps(elsewhere), encoding="utf-8")
+            self._complete(folder, step, tuple(tokens for _, tokens in parts))
+        elif is_share and shares:
+            self._hand_over(folder, step)
+        elif is_share:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _complete(self, folder: Path, step: int, tokens: tuple[int, ...]) -> None:
@@ -84,6 +93,9 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         for name in _UNWANTED:
             (folder / name).unlink(missing_ok=True)
         (folder / _COURSE).write_text(json.dumps(asdict(course)), encoding="utf-8")
+        self._hand_over(folder, step)
+
+    def _hand_over(self, folder: Path, step: int) -> None:
         made = self._context.directory.checkpoints
         made.mkdir(exist_ok=True)
         folder.rename(made / f"step-{step:06d}")
@@ -127,7 +139,9 @@ def train(trainer: Any, checkpoint: Path | None) -> None:
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return
     trainer.state = state
-    trainer._load_from_checkpoint(str(checkpoint))
+    with sharding.whole(trainer.model.parameters(), written=True):
+        trainer._load_from_checkpoint(str(checkpoint))
+    sharding.prepare_forward(trainer)
 
 
 def _read(folder: Path) -> Course:
@@ -141,6 +155,13 @@ def _read(folder: Path) -> Course:
         raise RunFailed(TrainerExit.INTEGRITY, f"The checkpoint in {folder} lacks {', '.join(missing)}.")
     data = json.loads((folder / _COURSE).read_text(encoding="utf-8"))
     return Course(**{**data, "tokens_seen": tuple(data["tokens_seen"])})
+
+
+def _share(folder: Path) -> tuple[ManifestFile, ...]:
+    """What is left of a node's own files once those of `_own_files` are gone; all its ranks have written theirs."""
+    for name in [*_UNWANTED, *(path.name for path in folder.glob("rng_state*"))]:
+        (folder / name).unlink(missing_ok=True)
+    return files_of(folder)
 
 
 def _own_files(folder: Path, rank: int) -> dict[str, bytes]:

@@ -2,10 +2,13 @@
 best weights, evaluate, save, record. Called by the methods."""
 
 import json
+from functools import partial
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
+
 from hone.job import EventType
-from hone_trainer import outputs
+from hone_trainer import outputs, sharding
 from hone_trainer.checkpoints import resume, train
 from hone_trainer.context import RunContext
 from hone_trainer.data import Prepared
@@ -24,11 +27,14 @@ def follow(
     clock: outputs.Clock,
 ) -> None:
     """Train, evaluate, save and check; leaves outputs and worker.json in scratch for the supervisor."""
-    watch, training = trainer.watch, context.run.spec.training
+    watch = trainer.watch
     checkpoint = resume(context, watch)
     if checkpoint is None:
-        _answer(context, trainer, tokenizer, data, when="before")
-        watch.before = trainer.evaluate() if training.eval.at_start else None
+        look = partial(_look, context, trainer, tokenizer, data)
+        if sharding.splits_weights(context.run.launch):
+            watch.progress.begin = look  # the model computes once DeepSpeed has it
+        else:
+            look()
     clock.mark("before_training")
 
     context.phase("training")
@@ -47,7 +53,8 @@ def follow(
     trainer.accelerator.wait_for_everyone()
     if context.is_main:
         context.phase("saving")
-        merge = outputs.save(context, trainer.model, tokenizer)
+    merge = outputs.save(context, trainer.model, tokenizer)
+    if context.is_main:
         clock.mark("saving")
         record = outputs.record(
             context,
@@ -84,12 +91,26 @@ def _autocasts(context: RunContext) -> bool:
     return context.run.spec.adapter is not None and context.run.launch.precision == "bf16"
 
 
+def _look(context: RunContext, trainer: Any, tokenizer: Any, data: Prepared) -> None:
+    """What the model can do before the first step."""
+    _answer(context, trainer, tokenizer, data, when="before")
+    if sharding.splits_weights(context.run.launch):
+        sharding.forget_order(trainer)
+    if context.run.spec.training.eval.at_start:
+        trainer.watch.before = trainer.evaluate()
+        if not trainer.watch.before:  # every rank was asked to stop, and there is no step yet to keep
+            raise interrupted()
+
+
 def _answer(context: RunContext, trainer: Any, tokenizer: Any, data: Prepared, *, when: str) -> None:
-    """Answer the sample prompts and report them; the first rank alone, on its own copy of the weights."""
-    if not (context.is_main and data.questions):
+    """Answer the sample prompts and report them; the first rank alone, where it has a copy of the weights."""
+    questions, together = data.questions, sharding.splits_weights(context.run.launch)
+    if together:
+        [questions] = broadcast_object_list([questions])  # the first rank has read them
+    if not questions or not (together or context.is_main):
         return
     limit = context.run.spec.reporting.samples.max_new_tokens
-    for question, text in answer(trainer.accelerator.unwrap_model(trainer.model), tokenizer, data.questions, limit):
+    for question, text in answer(trainer.accelerator.unwrap_model(trainer.model), tokenizer, questions, limit):
         context.event(
             EventType.SAMPLE,
             step=trainer.state.global_step,

@@ -17,6 +17,7 @@ from hone.run import TrainerExit
 from hone.spec import Model
 from hone_trainer.failure import RunFailed
 from hone_trainer.inputs import Source
+from hone_trainer.sharding import shape
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HEADS = ("score", "classifier", "pre_classifier")
@@ -175,7 +176,7 @@ def auto_model(*, scores: bool) -> Any:
 
 
 def _match_tokenizer(model: Any, tokenizer: Any, source: Source) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = shape(model.get_input_embeddings().weight)[0]
     if len(tokenizer) > rows:
         raise RunFailed(
             TrainerExit.USER,
@@ -206,11 +207,11 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 def _numbers(parameter: torch.nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)
-    return math.prod(state.shape) if state is not None else parameter.numel()
+    return math.prod(state.shape if state is not None else shape(parameter))
 
 
-def train_in_fp32(model: Any) -> None:
-    """Adam in bf16 loses small updates (14 % of the entries moved at 1e-5, against 96 %): what is trained is fp32."""
+def train_in(model: Any, dtype: torch.dtype) -> None:
+    """Hold what is trained in this precision."""
     for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            parameter.data = parameter.data.float()
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)

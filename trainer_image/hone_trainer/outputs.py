@@ -1,6 +1,6 @@
 """What a run leaves: adapter, merged model or model as safetensors, each reloaded and compared before it counts.
 
-Called by the methods in the first rank. Files name the base by its source, never by a path of this machine.
+Called by course.py in every rank. Files name the base by its source, never by a path of this machine.
 """
 
 import json
@@ -21,7 +21,7 @@ from hone import __version__
 from hone.errors import IntegrityError
 from hone.job import EventType
 from hone.modelinfo import ADAPTER_IDENTITY
-from hone_trainer import merging
+from hone_trainer import merging, sharding
 from hone_trainer.base_identity import base_identity, public_name
 from hone_trainer.card import card
 from hone_trainer.context import RunContext
@@ -55,12 +55,22 @@ class Clock:
 
 
 def save(context: RunContext, model: Any, tokenizer: Any) -> dict[str, float] | None:
-    """Write and check every promised output. What is answered is how exact the merge is, where there is one."""
+    """Write and check every promised output. What is answered is how exact the merge is, where there is one.
+
+    The first rank does it; the others hand over what they hold of the weights.
+    """
     if context.run.spec.adapter is None:
-        _save_model(context, model, tokenizer)
+        if sharding.splits_weights(context.run.launch):
+            model = sharding.consolidated(model, kept=context.is_main)
+        sharding.load_whole()
+        if context.is_main:
+            _save_model(context, model, tokenizer)
         return None
-    _save_adapter(context, model, tokenizer)
-    if not context.run.spec.output.merged:
+    with sharding.whole(parameter for parameter in model.parameters() if parameter.requires_grad):
+        if context.is_main:
+            _save_adapter(context, model, tokenizer)
+    sharding.load_whole()
+    if not (context.run.spec.output.merged and context.is_main):
         return None
     trained = Source(asked="The adapter that was just trained", path=str(context.output("adapter")))
     fix = (

@@ -6,10 +6,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
-from torch.utils.data import DataLoader
 
 from hone.run import TrainerExit
-from hone_trainer.context import RunContext
 from hone_trainer.data import Prepared
 from hone_trainer.failure import RunFailed
 from hone_trainer.pairs import SIDES
@@ -28,21 +26,19 @@ def pair_figures(noted: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def measure_pairs(trainer: Any, context: RunContext) -> dict[str, float]:
+def measure_pairs(trainer: Any) -> dict[str, float]:
     """Loss and FIGURES as means over all evaluation pairs, whatever the batch size and the number of ranks."""
-    rows = trainer.eval_dataset.select(range(context.rank, len(trainer.eval_dataset), context.world_size))
-    loader = DataLoader(rows, batch_size=trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
     totals = torch.zeros(2 + len(FIGURES), dtype=torch.float64)
     trained = trainer.model.training
     trainer.model.eval()
     with _each_rank_alone(trainer.accelerator):
-        for batch in trainer.watch.batches(loader):
+        for batch, counts in trainer.watch.batches(trainer.eval_dataset, trainer.data_collator):
             inputs = {name: value.to(trainer.args.device) for name, value in batch.items() if torch.is_tensor(value)}
             with trainer.compute_loss_context_manager():
                 loss = trainer.compute_loss(trainer.model, inputs)
             noted = pair_figures(trainer._metrics["eval"])
             trainer._metrics["eval"].clear()
-            pairs = len(batch["rows"])
+            pairs = len(batch["rows"]) if counts else 0
             totals += pairs * torch.tensor([1.0, loss.item(), *noted.values()], dtype=torch.float64)
     trainer.model.train(trained)
     count, *sums = trainer.watch.summed(totals)

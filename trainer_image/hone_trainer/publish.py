@@ -1,7 +1,8 @@
 """Publishing: the fence, the outputs with their manifests, the record of the run. All that the trainer stores goes
 here.
 
-Called by the supervisor of the first node. A writer that is not the current one any more touches nothing of another's.
+Called by the supervisor of the first node; others send their shares of checkpoints. A writer that is not the current
+one any more touches nothing of another's.
 
 Why a look at the pointer before each write is not enough: between the look and the write a machine may stand still for
 hours (a paused virtual machine, a partitioned network), and then write over what a newer attempt published meanwhile;
@@ -35,11 +36,14 @@ from hone.run import ResumePoint, Run, TrainerExit, spec_hash
 from hone.storage import (
     JobLayout,
     Manifest,
+    ManifestFile,
     WriterLayout,
     download_directory,
-    join_path,
+    files_of,
+    holds_file,
     open_store,
     read_manifest,
+    send_files,
     upload_directory,
 )
 from hone_trainer.failure import RunFailed
@@ -151,11 +155,16 @@ class Publisher:
         text = json.dumps(result, indent=2, ensure_ascii=False)
         self._write_over_older(self._job.result, text.encode(), epoch_of=_epoch_of_result)
 
-    def publish_checkpoint(self, directory: Path, *, step: int, removes: Sequence[str]) -> str:
-        """Send a checkpoint, tell of it, and delete those that it replaces; the answer is its place."""
+    def publish_checkpoint(
+        self, directory: Path, *, step: int, removes: Sequence[str], elsewhere: Sequence[ManifestFile] = ()
+    ) -> str:
+        """Send a checkpoint, tell of it, and delete those that it replaces; the answer is its place.
+
+        `elsewhere` are the files of other nodes, which are in the store already.
+        """
         self._check_fence()
         key = self._layout.checkpoint(step)
-        manifest = upload_directory(self._store, directory, key)
+        manifest = upload_directory(self._store, directory, key, elsewhere=elsewhere)
         place, uri = self._layout.place(key), self._store.url(key)
         fields = {
             "place": place,
@@ -168,6 +177,19 @@ class Publisher:
         for old in removes:
             self._store.delete(self._job.output(old))
         return place
+
+    def has_shares(self, step: int, files: Sequence[ManifestFile]) -> bool:
+        """Whether the files of other nodes are in the store."""
+        return all(holds_file(self._store, self._layout.checkpoint(step), file) for file in files)
+
+    def send_share(self, directory: Path, *, step: int) -> None:
+        """Send this node's files of a checkpoint to where the first node's are; it makes the checkpoint complete."""
+        current = self._store.get_versioned(self._job.current)
+        self._claim = Claim.from_json(current.data) if current else None
+        if self._claim is None or self._claim.nonce != self._run.nonce:
+            owner, self._claim = self._claim, None
+            raise self._fenced(owner)
+        send_files(self._store, directory, self._layout.checkpoint(step), files_of(directory))
 
     def fetch_checkpoint(self, point: ResumePoint, directory: Path) -> None:
         """Bring a checkpoint of this job. Raises NotFound, or IntegrityError when it is not what was recorded."""
@@ -218,10 +240,7 @@ class Publisher:
             manifest = read_manifest(self._store, prefix, digest=described["sha256"])
         except (NotFound, IntegrityError):
             return False
-        return all(
-            self._store.holds(join_path(prefix, file.path), size_bytes=file.size, sha256=file.sha256)
-            for file in manifest.files
-        )
+        return all(holds_file(self._store, prefix, file) for file in manifest.files)
 
     def _result(self, record: Mapping[str, Any], outputs: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         assert self._claim is not None

@@ -11,6 +11,7 @@ import torch
 
 from hone.job import Launch
 from hone.run import TrainerExit
+from hone_trainer import sharding
 from hone_trainer.failure import RunFailed
 from hone_trainer.inputs import Source
 from hone_trainer.model import HEADS, auto_model
@@ -37,7 +38,7 @@ def nf4(compute_dtype: torch.dtype, *, sharded: bool = False, scores: bool = Fal
 def nf4_for(launch: Launch, *, scores: bool = False) -> Any:
     """The configuration of a run."""
     compute = torch.bfloat16 if launch.precision == "bf16" else torch.float32
-    return nf4(compute, sharded=launch.strategy == "zero3", scores=scores)
+    return nf4(compute, sharded=sharding.splits_weights(launch), scores=scores)
 
 
 def check_quantizable(source: Source, *, scores: bool = False) -> None:

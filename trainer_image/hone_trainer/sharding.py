@@ -1,12 +1,15 @@
 """ZeRO: optimizer states and gradients (stage 2), and weights too (stage 3), split over all ranks by DeepSpeed.
 
-Called by world.py, arguments.py and training.py where the plan says zero2 or zero3. Source: Rajbhandari et al. 2020.
+Called by world.py, arguments.py, training.py, course.py and outputs.py where the plan says zero2 or zero3. Under stage
+3 every forward pass and every look at a weight is made by all ranks together. Source: Rajbhandari et al. 2020.
 """
 
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from hone.job import Launch
 from hone.run import TrainerExit
@@ -18,6 +21,11 @@ STAGES = {"zero2": 2, "zero3": 3}
 def is_sharded(launch: Launch) -> bool:
     """Whether DeepSpeed runs this launch."""
     return launch.strategy in STAGES
+
+
+def splits_weights(launch: Launch) -> bool:
+    """Whether no rank holds the weights in full."""
+    return launch.strategy == "zero3"
 
 
 def announce(launch: Launch) -> None:
@@ -42,6 +50,8 @@ def configuration(launch: Launch) -> dict[str, Any]:
             # Without it full fine-tuning under stage 3 saves no weights at all.
             "stage3_gather_16bit_weights_on_model_save": True,
             "overlap_comm": launch.device == "cuda",
+            # Weights of fewer numbers stay whole: DeepSpeed's default, and for the small models of CPUs norms only.
+            "stage3_param_persistence_threshold": 100_000 if launch.device == "cuda" else 1000,
         },
     }
 
@@ -59,17 +69,78 @@ def check(launch: Launch, accelerator: Any) -> None:
         raise _wrong(f"runs ZeRO stage {stage}", launch)
 
 
+def shape(parameter: torch.Tensor) -> torch.Size:
+    """Of all of it; a rank's share says that it is empty."""
+    found: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return found
+
+
 @contextmanager
-def whole(parameters: Iterable[Any]) -> Iterator[None]:
-    """Every rank holds these parameters in full for the length of the block. Every rank has to enter it."""
-    split = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+def whole(parameters: Iterable[torch.Tensor], *, written: bool = False) -> Iterator[None]:
+    """Every rank holds these parameters in full for the length of the block; with `written` all of them keep what the
+    first one wrote. Every rank has to enter it."""
+    split: list[Any] = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not split:
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-    with GatheredParameters(split, modifier_rank=0):
+    # Small ones are always whole, and have to stay so.
+    split = [parameter for parameter in split if parameter.ds_status != ZeroParamStatus.AVAILABLE]
+
+    with GatheredParameters(split, modifier_rank=0 if written else None):
         yield
+
+
+def copies(parameters: Iterable[tuple[str, torch.Tensor]], *, kept: bool) -> dict[str, torch.Tensor]:
+    """Copies on the CPU, where `kept`; one parameter is whole at a time. Every rank has to call it."""
+    found = {}
+    for name, parameter in parameters:
+        with whole([parameter]):
+            if kept:
+                found[name] = parameter.detach().to("cpu", copy=True)
+    return found
+
+
+def consolidated(model: Any, *, kept: bool) -> Any:
+    """A model with all weights on the CPU, where `kept`, else None. Every rank has to call it."""
+    state = copies(model.named_parameters(), kept=kept)
+    if not kept:
+        return None
+    split = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    state |= {name: tensor for name, tensor in model.state_dict().items() if name not in split}  # buffers
+    with torch.device("meta"):
+        found = type(model)(model.config)
+    found.load_state_dict(state, strict=False, assign=True)
+    found.tie_weights()
+    found.generation_config = model.generation_config
+    return found
+
+
+def prepare_forward(trainer: Any) -> None:
+    """Let a model that is not going to train compute: without an engine nobody gathers its weights."""
+    from transformers.integrations.deepspeed import deepspeed_init
+
+    if trainer.is_deepspeed_enabled and trainer.deepspeed is None:
+        deepspeed_init(trainer, num_training_steps=0, inference=True)
+        trainer.deepspeed = trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
+
+
+def forget_order(trainer: Any) -> None:
+    """Between answering and training. DeepSpeed fetches ahead what the pass before used; a step does not call the head
+    as an answer does (TRL reads its weight past the module), and a head that came ahead of time is given back while its
+    gradient is made."""
+    coordinator = trainer.deepspeed.optimizer.parameter_offload.get_param_coordinator()
+    if not coordinator.is_invalid_trace():
+        coordinator._invalidate_trace()
+
+
+def load_whole() -> None:
+    """From here on transformers loads models in one piece, on one rank alone."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
 
 
 def _wrong(found: str, launch: Launch) -> RunFailed:

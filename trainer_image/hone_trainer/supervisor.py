@@ -31,7 +31,7 @@ from hone_trainer.node import Node
 from hone_trainer.publish import Publisher
 from hone_trainer.report import EventLog, Printer, Relay, say, sender
 from hone_trainer.stop import Stop, interrupt_for_peer, stop_signals
-from hone_trainer.uploads import Uploads, fetch_checkpoint
+from hone_trainer.uploads import Shares, Uploads, fetch_checkpoint
 from hone_trainer.workers import Workers
 
 
@@ -151,11 +151,12 @@ class _Attempt:
             shutil.rmtree(scratch, ignore_errors=True)  # nothing half-made is left behind
 
     def _uploads(self, run: Run) -> Uploads:
-        """Only the first node has checkpoints: other nodes' workers hand theirs over."""
+        """The first node's are whole; others send what is too large for their workers to hand over."""
         assert self._publisher is not None
         keep = run.spec.training.checkpoint.keep
         earlier = [point.place for point in reversed(run.resume)]
-        return Uploads(self._directory.checkpoints, self._publisher, self._events, keep=keep, earlier=earlier)
+        kind = Uploads if self._node.is_main else Shares
+        return kind(self._directory.checkpoints, self._publisher, self._events, keep=keep, earlier=earlier)
 
     def _prepare(self, run: Run) -> bool:
         """Everything before the first rank starts; True when there is nothing left to do.

@@ -24,6 +24,12 @@ from hone_trainer.optimizers import trains_in_bf16
 def trained_model(context: RunContext, tokenizer: Any, *, scores: bool = False) -> tuple[Any, dict[str, int]]:
     """The language model, with `scores` a reward model, adapted when asked, and its parameters, trainable and all,
     which are reported."""
+    model = adapt(context, base_model(context, tokenizer, scores=scores), task="SEQ_CLS" if scores else "CAUSAL_LM")
+    return model, report_parameters(context, model)
+
+
+def base_model(context: RunContext, tokenizer: Any, *, scores: bool = False) -> Any:
+    """The same as its files have it, in 4 bits where asked."""
     from transformers import set_seed
 
     spec, launch, source = context.run.spec, context.run.launch, context.inputs.model
@@ -39,8 +45,7 @@ def trained_model(context: RunContext, tokenizer: Any, *, scores: bool = False) 
     )
     if config and device == "cpu":
         quantization.compute_alike(model)
-    model = adapt(context, model, task="SEQ_CLS" if scores else "CAUSAL_LM")
-    return model, report_parameters(context, model)
+    return model
 
 
 def adapt(context: RunContext, model: Any, *, task: str = "CAUSAL_LM") -> Any:

@@ -4,15 +4,17 @@ Called by the supervisor. What is told of is complete in the store; what was not
 lost, and the run goes on from the one before.
 """
 
+import json
 import shutil
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from hone.errors import HoneError, IntegrityError, NotFound
+from hone.errors import HoneError, IntegrityError, NotFound, StorageUnavailable
 from hone.job import EventType
 from hone.run import Run
+from hone.storage import ManifestFile
 from hone_trainer.failure import RunFailed
 from hone_trainer.publish import Publisher
 from hone_trainer.report import EventLog
@@ -20,6 +22,10 @@ from hone_trainer.report import EventLog
 POLL_S = 0.1
 RETRY_S = 10.0
 """Between two tries at a store that fails."""
+SHARES_S = 300.0
+"""How long the first node waits for what the others send."""
+ELSEWHERE = ".hone-elsewhere.json"
+"""Which files of a checkpoint other nodes have, as its manifest lists them; no part of it."""
 
 
 class Uploads:
@@ -60,17 +66,43 @@ class Uploads:
     def _send(self, folder: Path) -> bool:
         step = int(folder.name.removeprefix("step-"))
         try:
-            removed = self._sent[: max(0, len(self._sent) + 1 - self._keep)]
-            place = self._publisher.publish_checkpoint(folder, step=step, removes=removed)
+            self._store(folder, step)
         except (HoneError, RunFailed) as error:
             if not self._has_failed:
                 self._has_failed = True
                 self._events.write(EventType.WARNING, f"The checkpoint of step {step} cannot be stored: {error}")
             return False
         self._has_failed = False
-        self._sent = [*self._sent[len(removed) :], place]
         shutil.rmtree(folder, ignore_errors=True)
         return True
+
+    def _store(self, folder: Path, step: int) -> None:
+        elsewhere = _elsewhere(folder)
+        self._wait_for(elsewhere, folder, step)
+        removed = self._sent[: max(0, len(self._sent) + 1 - self._keep)]
+        place = self._publisher.publish_checkpoint(folder, step=step, removes=removed, elsewhere=elsewhere)
+        self._sent = [*self._sent[len(removed) :], place]
+
+    def _wait_for(self, files: Sequence[ManifestFile], folder: Path, step: int) -> None:
+        """Until other nodes have sent theirs; they may have gone on to a newer checkpoint, as this one then does."""
+        deadline = time.monotonic() + SHARES_S
+        while not self._publisher.has_shares(step, files):
+            if self._is_over or time.monotonic() > deadline or max(self._made.glob("step-*")) != folder:
+                raise StorageUnavailable("other nodes have not sent their share of it.")
+            time.sleep(POLL_S)
+
+
+class Shares(Uploads):
+    """The same of a node that is not the first: it sends what its own ranks have split among them."""
+
+    def _store(self, folder: Path, step: int) -> None:
+        self._publisher.send_share(folder, step=step)
+
+
+def _elsewhere(folder: Path) -> tuple[ManifestFile, ...]:
+    file = folder / ELSEWHERE
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    return tuple(ManifestFile(**entry) for entry in found)
 
 
 def fetch_checkpoint(run: Run, publisher: Publisher, events: EventLog, target: Path) -> None:

@@ -39,10 +39,10 @@ def plan(
     with about(file):
         resolved, planned, why_not_here = _planned_by(server, namespace, spec) if server else _planned_here(spec)
     if as_json:
-        print_json(_as_data(resolved, planned, why_not_here, not_served(spec)))
+        print_json(_as_data(resolved, planned, why_not_here, not_served(resolved)))
     else:
         print_plan(answers(), resolved, planned, explain=explain)
-        _print_rest(spec, planned, why_not_here, file)
+        _print_rest(resolved, planned, why_not_here, file)
     return ExitCode.DONE if planned.fits else ExitCode.FAILED
 
 

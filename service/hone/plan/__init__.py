@@ -226,6 +226,9 @@ def _launches(spec: JobSpec, device: Device) -> Iterator[Launch]:
         message = f"adamw_bf16_sr needs a GPU that computes in bf16, and {device.gpu and device.gpu.name} does not."
         raise InvalidRequest([Violation(path="training.optimizer", value=training.optimizer, message=message)])
     asked = training.activation_checkpointing if spec.method.merge is None else False
+    if world == 1 and (splitting := strategies[0]).startswith("zero"):
+        message = f"{splitting} splits its work over several processes, and this is one: leave it out, or ask for more."
+        raise InvalidRequest([Violation(path="compute.strategy", value=splitting, message=message)])
     for strategy in strategies:
         for checkpointing in (False, True) if asked is None else (asked,):
             for micro, accumulation in _batches(spec, world):

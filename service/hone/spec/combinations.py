@@ -122,8 +122,8 @@ UNSERVED: tuple[Rule, ...] = (
     *(Rule({"method": method}, "method",
            f"Method {method} is not served by this version; sft, dpo, reward and merge are.")
       for method in ("ppo", "grpo")),
-    *(Rule({"strategy": strategy}, "compute.strategy", f"Strategy {strategy} is not served by this version; ddp is.")
-      for strategy in ("zero2", "zero3")),
+    Rule({"quantization": "nf4", "strategy": "zero3"}, "compute.strategy",
+         "Splitting 4-bit weights (strategy zero3) is not served by this version; zero2 and ddp are."),
 )  # fmt: skip
 
 
@@ -175,6 +175,9 @@ def refuse_unserved(spec: JobSpec) -> None:
 def _unserved_fields(spec: JobSpec) -> Iterator[tuple[bool, str]]:
     yield spec.output.hub is not None, "A push to the Hub (output.hub) is not served by this version: remove it."
     yield bool(spec.reporting.trackers), "Trackers (reporting.trackers) are not served by this version: remove them."
+    if spec.compute.strategy == "zero3" and (dpo := spec.method.dpo):
+        yield dpo.precompute_reference, ("method.dpo.precompute_reference under strategy zero3 is not served by this "
+                                         "version: remove it.")  # fmt: skip
     yield bool(spec.model.new_tokens), "New tokens (model.new_tokens) are not served by this version: remove them."
 
 

@@ -15,7 +15,15 @@ from urllib.parse import unquote, urlsplit
 
 from hone.errors import UserError
 from hone.storage.base import ArtifactStore, Credentials, OnBytes, Progress, StoredObject, Versioned
-from hone.storage.directory import download_directory, read_manifest, upload_directory, verify_directory
+from hone.storage.directory import (
+    download_directory,
+    files_of,
+    holds_file,
+    read_manifest,
+    send_files,
+    upload_directory,
+    verify_directory,
+)
 from hone.storage.file import FileStore
 from hone.storage.keys import AttemptLayout, JobLayout, WriterLayout, check_key, join_key, join_path
 from hone.storage.local import sha256_of
@@ -36,10 +44,13 @@ __all__ = [
     "Versioned",
     "WriterLayout",
     "download_directory",
+    "files_of",
+    "holds_file",
     "join_key",
     "join_path",
     "open_store",
     "read_manifest",
+    "send_files",
     "sha256_of",
     "upload_directory",
     "verify_directory",

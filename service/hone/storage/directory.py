@@ -7,7 +7,7 @@ verifying does.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from datetime import UTC, datetime
@@ -35,26 +35,19 @@ def upload_directory(
     progress: Progress | None = None,
     workers: int = DEFAULT_WORKERS,
     verify: bool = True,
+    elsewhere: Sequence[ManifestFile] = (),
 ) -> Manifest:
     """Send every file of a directory, then its manifest, then read all of it back.
 
     Files that the store holds already, by size and digest, are not sent again: an interrupted call can be repeated.
-    `verify=False` leaves the reading back to the caller. Raises StorageError when the prefix holds a complete
+    `verify=False` leaves the reading back to the caller; `elsewhere` are files that others have sent to the same
+    prefix, which belong to it too. Raises StorageError when the prefix holds a complete
     directory with other files, before anything is sent, and when the directory holds anything but plain files.
     """
-    files = _hashed(directory, workers=workers)
+    own = files_of(directory, workers=workers)
+    files = tuple(sorted([*own, *elsewhere]))
     manifest = _complete_with(store, prefix, files)
-
-    tally = _Tally(sum(file.size for file in files), progress)
-
-    def send(file: ManifestFile) -> None:
-        key = join_path(prefix, file.path)
-        if store.holds(key, size_bytes=file.size, sha256=file.sha256):
-            tally.add(file.size)
-        else:
-            store.put_file(directory / file.path, key, sha256=file.sha256, on_bytes=tally.add)
-
-    _in_parallel(send, files, workers=workers, tally=tally)
+    send_files(store, directory, prefix, own, progress=progress, workers=workers)
     if manifest is None:
         manifest = Manifest(files=files, created=datetime.now(UTC).isoformat(timespec="seconds"))
         if not store.create(join_path(prefix, MANIFEST), manifest.to_json()):
@@ -63,6 +56,33 @@ def upload_directory(
     if verify:
         verify_directory(store, prefix, digest=manifest.digest, workers=workers)
     return manifest
+
+
+def send_files(
+    store: ArtifactStore,
+    directory: Path,
+    prefix: str,
+    files: Sequence[ManifestFile],
+    *,
+    progress: Progress | None = None,
+    workers: int = DEFAULT_WORKERS,
+) -> None:
+    """Send some files of a directory, those that the store does not hold; complete they are with a manifest only."""
+    tally = _Tally(sum(file.size for file in files), progress)
+
+    def send(file: ManifestFile) -> None:
+        key = join_path(prefix, file.path)
+        if holds_file(store, prefix, file):
+            tally.add(file.size)
+        else:
+            store.put_file(directory / file.path, key, sha256=file.sha256, on_bytes=tally.add)
+
+    _in_parallel(send, files, workers=workers, tally=tally)
+
+
+def holds_file(store: ArtifactStore, prefix: str, file: ManifestFile) -> bool:
+    """Whether the store holds it, by size and digest."""
+    return store.holds(join_path(prefix, file.path), size_bytes=file.size, sha256=file.sha256)
 
 
 def download_directory(
@@ -172,7 +192,8 @@ def _complete_with(store: ArtifactStore, prefix: str, files: tuple[ManifestFile,
     return manifest
 
 
-def _hashed(directory: Path, *, workers: int) -> tuple[ManifestFile, ...]:
+def files_of(directory: Path, *, workers: int = DEFAULT_WORKERS) -> tuple[ManifestFile, ...]:
+    """Every file below a directory. Raises StorageError where anything but plain files is in it, or nothing."""
     found: list[ManifestFile] = []
 
     def hash_file(path: str) -> None:

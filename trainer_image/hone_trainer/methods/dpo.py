@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from trl import DPOConfig, DPOTrainer
 
-from hone_trainer import outputs
+from hone_trainer import outputs, sharding
 from hone_trainer.arguments import training_arguments
 from hone_trainer.collate import PairCollator
 from hone_trainer.context import RunContext
@@ -22,7 +22,7 @@ from hone_trainer.data import Prepared, as_dataset, prepare
 from hone_trainer.model import check_model, load_tokenizer
 from hone_trainer.pairs import pairs_for, prepare_pairs, tell_cut_pairs
 from hone_trainer.preference import check_positions, measure_pairs, pair_figures, without_dropout
-from hone_trainer.trained import trained_model
+from hone_trainer.trained import base_model, trained_model
 from hone_trainer.training import Watch
 from hone_trainer.world import agree
 
@@ -46,9 +46,10 @@ def run(context: RunContext) -> None:
     clock.mark("data")
 
     context.phase("model")
+    arguments = _arguments(context, has_evaluation=data.evaluation is not None)
     model, parameters = trained_model(context, tokenizer)
     check_positions(model, data)
-    trainer = _trainer(context, without_dropout(model), tokenizer, data)
+    trainer = _trainer(context, arguments, without_dropout(model), tokenizer, data)
     clock.mark("model")
 
     follow(context, trainer, tokenizer, data=data, parameters=parameters, clock=clock)
@@ -99,7 +100,7 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
 
     def evaluate(self, *_arguments: Any, **_options: Any) -> dict[str, float]:
         """Loss, rewards, margin and accuracy over all evaluation pairs."""
-        return self.watch.evaluate(lambda: measure_pairs(self, self.watch.context))
+        return self.watch.evaluate(lambda: measure_pairs(self))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hand the figures of the pairs to the callbacks, and none of TRL's other counters."""
@@ -108,23 +109,34 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
 
-def _trainer(context: RunContext, model: Any, tokenizer: Any, data: Prepared) -> Trainer:
-    spec, dpo = context.run.spec, context.run.spec.method.dpo
+def _arguments(context: RunContext, *, has_evaluation: bool) -> Any:
+    dpo = context.run.spec.method.dpo
     assert dpo is not None
-    arguments = training_arguments(
+    return training_arguments(
         DPOConfig,
         context,
-        has_evaluation=data.evaluation is not None,
+        has_evaluation=has_evaluation,
         beta=dpo.beta,
         loss_type=list(dpo.loss),
         label_smoothing=dpo.label_smoothing,
         precompute_ref_log_probs=dpo.precompute_reference,
     )
-    copies = spec.adapter is None and not dpo.precompute_reference
+
+
+def _reference(context: RunContext, model: Any, tokenizer: Any) -> Any:
+    """A frozen copy of the model; a second one from its files where a rank holds a share of the weights only."""
+    split = sharding.splits_weights(context.run.launch)
+    copy = without_dropout(base_model(context, tokenizer)) if split else deepcopy(model)
+    return copy.eval().requires_grad_(False)
+
+
+def _trainer(context: RunContext, arguments: Any, model: Any, tokenizer: Any, data: Prepared) -> Trainer:
+    spec = context.run.spec
+    copies = spec.adapter is None and not arguments.precompute_ref_log_probs
     trainer = Trainer(
         watch=Watch(context),
         model=model,
-        ref_model=deepcopy(model).eval().requires_grad_(False) if copies else None,
+        ref_model=_reference(context, model, tokenizer) if copies else None,
         args=arguments,
         data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id, with_answers=True),
         train_dataset=as_dataset(data.train, data.fingerprint),

@@ -14,7 +14,7 @@ from hone_trainer.arguments import training_arguments
 from hone_trainer.collate import PairCollator
 from hone_trainer.context import RunContext
 from hone_trainer.course import follow
-from hone_trainer.data import Prepared, as_dataset, prepare
+from hone_trainer.data import as_dataset, prepare
 from hone_trainer.model import check_model, load_tokenizer
 from hone_trainer.pairs import pairs_for, prepare_pairs, tell_whole_pairs
 from hone_trainer.preference import check_positions, measure_pairs, pair_figures, without_dropout
@@ -39,9 +39,25 @@ def run(context: RunContext) -> None:
     clock.mark("data")
 
     context.phase("model")
+    reward = context.run.spec.method.reward
+    assert reward is not None
+    arguments = training_arguments(
+        RewardConfig,
+        context,
+        has_evaluation=data.evaluation is not None,
+        center_rewards_coefficient=reward.center_rewards_coefficient,
+    )
     model, parameters = trained_model(context, tokenizer, scores=True)
     check_positions(model, data)
-    trainer = _trainer(context, without_dropout(model), tokenizer, data)
+    trainer = Trainer(
+        watch=Watch(context),
+        model=without_dropout(model),
+        args=arguments,
+        data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id, with_answers=False),
+        train_dataset=as_dataset(data.train, data.fingerprint),
+        eval_dataset=as_dataset(data.evaluation, "eval") if data.evaluation is not None else None,
+        processing_class=tokenizer,
+    )
     clock.mark("model")
 
     follow(context, trainer, tokenizer, data=data, parameters=parameters, clock=clock)
@@ -69,7 +85,7 @@ class Trainer(RewardTrainer):  # type: ignore[misc]
 
     def evaluate(self, *_arguments: Any, **_options: Any) -> dict[str, float]:
         """Loss, scores, margin and accuracy over all evaluation pairs."""
-        return self.watch.evaluate(lambda: measure_pairs(self, self.watch.context))
+        return self.watch.evaluate(lambda: measure_pairs(self))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hand the figures of the pairs to the callbacks, and none of TRL's other counters."""
@@ -89,23 +105,3 @@ def _pad_apart(tokenizer: Any) -> Any:
         apart = [token for token in others if token not in (None, tokenizer.eos_token)]
         tokenizer.pad_token = apart[0] if apart else tokenizer.eos_token
     return tokenizer
-
-
-def _trainer(context: RunContext, model: Any, tokenizer: Any, data: Prepared) -> Trainer:
-    reward = context.run.spec.method.reward
-    assert reward is not None
-    arguments = training_arguments(
-        RewardConfig,
-        context,
-        has_evaluation=data.evaluation is not None,
-        center_rewards_coefficient=reward.center_rewards_coefficient,
-    )
-    return Trainer(
-        watch=Watch(context),
-        model=model,
-        args=arguments,
-        data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id, with_answers=False),
-        train_dataset=as_dataset(data.train, data.fingerprint),
-        eval_dataset=as_dataset(data.evaluation, "eval") if data.evaluation is not None else None,
-        processing_class=tokenizer,
-    )

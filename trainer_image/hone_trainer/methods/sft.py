@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
 from hone_trainer import outputs
@@ -33,8 +32,14 @@ def run(context: RunContext) -> None:
     clock.mark("data")
 
     context.phase("model")
+    arguments = training_arguments(
+        SFTConfig,
+        context,
+        has_evaluation=data.evaluation is not None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
     model, parameters = trained_model(context, tokenizer)
-    trainer = _trainer(context, model, tokenizer, data)
+    trainer = _trainer(context, arguments, model, tokenizer, data)
     clock.mark("model")
 
     follow(context, trainer, tokenizer, data=data, parameters=parameters, clock=clock)
@@ -68,19 +73,17 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def _measure(self) -> dict[str, float]:
-        context = self.watch.context
-        rows = self.eval_dataset.select(range(context.rank, len(self.eval_dataset), context.world_size))
-        loader = DataLoader(rows, batch_size=self.args.per_device_eval_batch_size, collate_fn=self._eval_collator)
         totals = torch.zeros(3, dtype=torch.float64)
         """Sum of losses, number of tokens, number of right guesses."""
         trained = self.model.training
         self.model.eval()
-        for batch in self.watch.batches(loader):
+        for batch, counts in self.watch.batches(self.eval_dataset, self._eval_collator):
             inputs = {k: v.to(self.args.device) for k, v in batch.items() if isinstance(v, torch.Tensor)}
             with self.compute_loss_context_manager():
                 found = self.model(**inputs, fused_lm_head=True)
             right = found.is_top1.sum().item()
-            totals += torch.tensor([-found.log_probs.double().sum().item(), found.label_mask.sum().item(), right])
+            sums = [-found.log_probs.double().sum().item(), found.label_mask.sum().item(), right]
+            totals += torch.tensor(sums if counts else [0.0, 0.0, 0.0])
         self.model.train(trained)
         loss, tokens, right = self.watch.summed(totals)
         return {
@@ -95,13 +98,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
 
-def _trainer(context: RunContext, model: Any, tokenizer: Any, data: Prepared) -> Trainer:
-    arguments = training_arguments(
-        SFTConfig,
-        context,
-        has_evaluation=data.evaluation is not None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
+def _trainer(context: RunContext, arguments: Any, model: Any, tokenizer: Any, data: Prepared) -> Trainer:
     return Trainer(
         watch=Watch(context),
         eval_collator=Collator(pad_token_id=tokenizer.pad_token_id),
