@@ -17,7 +17,7 @@ from hone_trainer.model import (
     count_parameters,
     load_model,
     load_tokenizer,
-    train_in_fp32,
+    train_in,
     weights_dtype,
 )
 
@@ -145,7 +145,7 @@ def test_what_an_adapter_trains_on_a_bf16_base_is_fp32(tiny_model: Path) -> None
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
-    train_in_fp32(model)
+    train_in(model, torch.float32)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
 

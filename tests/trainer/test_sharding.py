@@ -78,3 +78,26 @@ def test_a_sharded_run_goes_on_from_its_checkpoint(make_attempt: MakeAttempt, st
     assert first.losses() + second.losses() == whole.losses()
     found, expected = saved(second), saved(whole)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_a_sharded_run_that_had_ended_trains_no_step_more(
+    make_attempt: MakeAttempt, start: Start, strategy: str, kind: str
+) -> None:
+    changes = merged({"training": {"checkpoint": {"steps": 2}}}, KINDS[kind], EVALUATED, SAMPLES)
+    first = make_attempt(changes, strategy=strategy, **TWO)
+    assert start(first).wait(300) == 0, first.exit()
+    told = first.events("checkpoint")[-1]
+    assert told.step == 6
+    (first.store / "result.json").unlink()
+    second = make_attempt(changes, strategy=strategy, attempt=2, resume=points(told), **TWO)
+    assert start(second).wait(300) == 0, second.exit()
+    assert second.losses() == []
+    found, expected = saved(second), saved(first)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    answers = [
+        [event.fields for event in run.events("sample") if event.fields["when"] == "after"] for run in (first, second)
+    ]
+    assert answers[1] == answers[0]

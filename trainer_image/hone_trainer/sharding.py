@@ -122,7 +122,8 @@ def prepare_forward(trainer: Any) -> None:
     """Let a model that is not going to train compute: without an engine nobody gathers its weights."""
     from transformers.integrations.deepspeed import deepspeed_init
 
-    if trainer.is_deepspeed_enabled and trainer.deepspeed is None:
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    if plugin and plugin.zero_stage == STAGES["zero3"]:
         deepspeed_init(trainer, num_training_steps=0, inference=True)
         trainer.deepspeed = trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
 
