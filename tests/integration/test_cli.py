@@ -97,13 +97,16 @@ def read_until(process: "subprocess.Popen[str]", text: str) -> str:
 
 def wait_for_state(job: str, *states: str) -> Any:
     """Look at a job until it is in one of the states."""
+    return wait_for_job(job, lambda found: found["state"] in states)
+
+
+def wait_for_job(job: str, is_so: Callable[[Any], bool]) -> Any:
+    """Look at a job until something is so."""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        found = answer("get", job)
-        if found["state"] in states:
-            return found
+    while not is_so(found := answer("get", job)):
+        assert time.monotonic() < deadline, found
         time.sleep(0.2)
-    raise AssertionError(f"{job} is {found['state']}, not {states}")
+    return found
 
 
 def test_a_run_shows_plan_progress_outputs_and_the_next_step(request_file: Callable[..., Path]) -> None:
@@ -132,6 +135,7 @@ def test_a_run_under_json_leaves_one_job_on_stdout_and_progress_on_stderr(reques
 
 def test_a_job_is_paused_looked_at_and_resumed_without_a_server(request_file: Callable[..., Path]) -> None:
     job = answer("submit", request_file(**LONG | {"steps": "600", "checkpoints": "1000"}))["id"]
+    wait_for_job(job, lambda found: found["progress"])
     done = hone("pause", job)
     assert done.returncode == 0, done
     assert done.stdout == f"default/{job} is PAUSED. Next: hone resume {job}\n"
