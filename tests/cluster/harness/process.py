@@ -111,7 +111,9 @@ def _mark(pid: int) -> str | None:
 
 
 def _is_zombie(pid: int) -> bool:
+    """Whether nothing of it runs: while other threads still end, ports are taken although the first one is a zombie."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "Z" and len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
     except OSError:
         return True
