@@ -61,7 +61,7 @@ def stop(name: str, *, kill: bool = False, wait_s: float = 10.0, first: signal.S
         return
     send(pid, signal.SIGKILL if kill else first)
     deadline = time.monotonic() + wait_s
-    while find(name) is not None:
+    while find(name) is not None or _has_threads(pid):
         if time.monotonic() > deadline:
             send(pid, signal.SIGKILL)
         time.sleep(0.02)
@@ -111,9 +111,17 @@ def _mark(pid: int) -> str | None:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Whether nothing of it runs: while other threads still end, ports are taken although the first one is a zombie."""
+    return _state(Path(f"/proc/{pid}")) == "Z"
+
+
+def _has_threads(pid: int) -> bool:
+    """Whether any thread of it still ends, and holds its ports: the first one is a zombie by then."""
+    return any(_state(task) != "Z" for task in Path(f"/proc/{pid}/task").glob("*"))
+
+
+def _state(entry: Path) -> str:
+    """One letter; that of a zombie for what is gone."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state == "Z" and len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
+        return (entry / "stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return True
+        return "Z"
