@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from . import cgroups, control_plane, images, node, process, seed, servers
-from .api import Kubectl
+from .api import Kubectl, wait_until
 from .places import HOST_ADDRESS, NODES, S3_PORT, NodePlace
 
 
@@ -99,6 +99,9 @@ class Cluster:
         labels = {"pod-security.kubernetes.io/enforce": enforce}
         self.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         try:
+            # No pod is admitted before; a controller manager whose API server was just killed is late with it.
+            look = ("get", "serviceaccount", "default", "--output=name")
+            wait_until(f"{name} has its ServiceAccount", lambda: self.kubectl(*look, namespace=name), timeout_s=60)
             yield name
         finally:
             self.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
