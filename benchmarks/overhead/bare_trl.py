@@ -49,7 +49,9 @@ def main() -> None:
     rows = load_dataset("json", data_files=files, cache_dir=str(arguments.output / "datasets"))
     prompts = rows["eval"]["prompt"][:: max(1, len(rows["eval"]) // max(1, arguments.samples))][: arguments.samples]
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.model, dtype=torch.bfloat16 if arguments.bf16 else torch.float32
+    )
     answers_before = [answer(model, tokenizer, prompt) for prompt in prompts]
     clock = Clock()
     trainer = SFTTrainer(
@@ -67,8 +69,8 @@ def main() -> None:
             packing=arguments.packing,
             completion_only_loss=True,
             gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=not torch.cuda.is_available(),
+            bf16=arguments.bf16,
+            use_cpu=not arguments.bf16,
             logging_steps=arguments.logging_steps,
             save_strategy="no",
             report_to="none",
@@ -127,6 +129,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak (default: %(default)s)")
     parser.add_argument("--warmup-ratio", type=float, default=0.1, help="of the steps (default: %(default)s)")
     parser.add_argument("--max-length", type=int, default=256, help="tokens (default: %(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="on a GPU, in bf16 (default: on the CPU, in float32)")
     parser.add_argument("--packing", action="store_true", help="several rows in one sequence")
     parser.add_argument("--rank", type=int, default=16, help="of LoRA (default: %(default)s)")
     parser.add_argument("--alpha", type=int, default=32, help="of LoRA (default: %(default)s)")

@@ -8,12 +8,15 @@ interval (bootstrap over pairs of turns). A step that was stopped in its middle 
 
     python benchmarks/overhead/bench.py [--steps 200] [--rounds 2] [--json FILE]
     python benchmarks/overhead/bench.py --packing [--steps 200] [--rounds 1]
+    python benchmarks/overhead/bench.py --gpu meta-llama/Llama-3.2-1B [--steps 200] [--rounds 1]
 
 With --packing A is `hone run` of that request and B the same with packing, one after the other in A-B-B-A; printed are
 tokens a second that are no padding, their ratio, and how full the packed rows are.
 
-Needs the demo's data and base model (`make demo`, or the two scripts in examples/). Bounded: one run of each kind a
-round, two with --packing.
+With --gpu both train LoRA on a model of that shape with random weights, in bf16, 4 rows of 1,024 tokens a step.
+
+Else it needs the demo's data and base model (`make demo`, or the two scripts in examples/). Bounded: one run of each
+kind a round, two with --packing.
 """
 
 import argparse
@@ -35,6 +38,10 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.memory import bench as shapes  # noqa: E402
+
 DATA, BASE = ROOT / "examples/data/stdlib/train.jsonl", ROOT / "examples/base/stdlib-4m"
 SKIPPED_STEPS = 10
 """The first steps of a run warm caches and allocators; they are left out on both sides."""
@@ -42,7 +49,7 @@ ALONE_S = 25.0
 """For the start and the first steps of each, while the other is stopped."""
 TURN_S = 4.0
 TOO_LONG_S = 900.0
-HONE = str(Path(sys.executable).with_name("hone"))
+HONE = [sys.executable, "-c", "from hone.cli import main; main()"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -66,15 +73,22 @@ class Round:
 def main() -> None:
     """Run the rounds and print what they took."""
     arguments = _arguments()
-    if not (DATA.exists() and BASE.exists()):
+    if not arguments.gpu and not (DATA.exists() and BASE.exists()):
         sys.exit(
             "The demo's data or base model is missing: python examples/make_dataset.py && python examples/make_base.py"
         )
     if arguments.packing:
         return packing(arguments.steps, arguments.rounds)
+    with tempfile.TemporaryDirectory() as directory:
+        job = gpu_job(Path(directory), arguments.gpu) if arguments.gpu else Job()
+        measure(job, arguments)
+
+
+def measure(job: "Job", arguments: argparse.Namespace) -> None:
+    """Run the rounds and print what they took."""
     rounds = []
     for number in range(arguments.rounds):
-        rounds.append(run_round(arguments.steps, hone_first=number % 2 == 1))
+        rounds.append(run_round(job, arguments.steps, hone_first=number % 2 == 1))
         last = rounds[-1]
         print(
             f"round {number + 1}   first step after {last.first_step_bare:5.2f} s (bare TRL script) and "
@@ -83,6 +97,36 @@ def main() -> None:
             flush=True,
         )
     report(rounds, arguments.json)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What both are told beside the defaults of bare_trl.py and request.yaml, which are the same."""
+
+    bare: tuple[str, ...] = ()
+    hone: tuple[str, ...] = ()
+
+
+def gpu_job(directory: Path, shape: str) -> Job:
+    """A model of that shape with random weights, and rows that fill 1,024 tokens."""
+    model, data = shapes.make_model(directory / "model", shape), directory / "data"
+    data.mkdir()
+    case = shapes.Case(shape, "lora", 1024, 4)
+    rows = "".join(json.dumps(shapes.row(case, number)) + "\n" for number in range(2000))
+    for split in ("train", "eval"):
+        (data / f"{split}.jsonl").write_text(rows if split == "train" else rows[: rows.index("\n") + 1])
+    common = {"model": str(model), "data": str(data), "max-length": "1024", "batch-size": "4", "learning-rate": "1e-5"}
+    hone = {
+        "model.source": f"file://{model}",
+        "dataset.source": f"file://{data / 'train.jsonl'}",
+        "method.sft.max_length": "1024",
+        "training.micro_batch_size": "4",
+        "training.learning_rate": "1e-5",
+        "training.precision": "bf16",
+        "compute.gpus_per_node": "1",
+    }
+    bare = [word for name, value in common.items() for word in (f"--{name}", value)]
+    return Job(bare=(*bare, "--bf16"), hone=tuple(f"{path}={value}" for path, value in hone.items()))
 
 
 class Run:
@@ -136,34 +180,28 @@ class Run:
                     process.send_signal(number)
 
 
-def run_round(steps: int, *, hone_first: bool) -> Round:
+def run_round(job: Job, steps: int, *, hone_first: bool) -> Round:
     """One run of each, stopped in turn."""
     script = ROOT / "benchmarks/overhead/bare_trl.py"
     with tempfile.TemporaryDirectory() as bare_home, tempfile.TemporaryDirectory() as hone_home, ExitStack() as stack:
-        bare_command = [
-            sys.executable,
-            str(script),
-            "--output",
-            bare_home,
-            "--steps",
-            str(steps),
-            "--logging-steps",
-            "1",
-        ]
-        commands = [(bare_command, Path(bare_home)), (hone_command([], steps), Path(hone_home))]
-        runs = []
-        for command, home in commands[::-1] if hone_first else commands:
-            run = Run(command, home)
-            stack.callback(run.kill)
-            run.take_turn(ALONE_S)
-            runs.append(run)
-        while not any(run.is_over for run in runs):
-            for run in runs:
+        words = ["--output", bare_home, "--steps", str(steps), "--logging-steps", "1", *job.bare]
+        commands = {
+            "bare": ([sys.executable, str(script), *words], Path(bare_home)),
+            "hone": (hone_command(list(job.hone), steps), Path(hone_home)),
+        }
+        runs = {}
+        for name in ("hone", "bare") if hone_first else ("bare", "hone"):
+            runs[name] = Run(*commands[name])
+            stack.callback(runs[name].kill)
+            runs[name].take_turn(ALONE_S)
+        order = list(runs.values())
+        while not any(run.is_over for run in order):
+            for run in order:
                 run.take_turn(TURN_S)
-            runs.reverse()
-        for run in runs:
+            order.reverse()
+        for run in order:
             run.finish()
-        bare, hone = sorted(runs, key=lambda run: "hone" in Path(run._process.args[0]).name)
+        bare, hone = runs["bare"], runs["hone"]
         ends = [run.step_ends() for run in (bare, hone)]
         pairs = zip(*(turn_means(run, end) for run, end in zip((bare, hone), ends, strict=True)), strict=False)
         return Round(
@@ -212,7 +250,7 @@ def run_events(sets: list[str], steps: int) -> list[dict[str, Any]]:
 
 def hone_command(sets: list[str], steps: int) -> list[str]:
     settings = [part for item in [f"training.max_steps={steps}", *sets] for part in ("--set", item)]
-    return [HONE, "run", str(ROOT / "benchmarks/overhead/request.yaml"), *settings]
+    return [*HONE, "run", str(ROOT / "benchmarks/overhead/request.yaml"), *settings]
 
 
 def read_events(home: Path) -> list[dict[str, Any]]:
@@ -254,6 +292,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=200, help="training steps of each run")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of each kind")
     parser.add_argument("--packing", action="store_true", help="packed against padded rows instead")
+    parser.add_argument("--gpu", metavar="SHAPE", help="on a GPU, with a model of this shape (of shapes.yaml)")
     parser.add_argument("--json", type=Path, help="write the result here too")
     return parser.parse_args()
 

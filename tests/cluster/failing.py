@@ -29,6 +29,7 @@ from hone.manifests import names
 
 from .harness import process
 from .harness.access import Cluster
+from .harness.api import KubectlFailed
 from .installation import Installation
 
 Json = dict[str, Any]
@@ -158,12 +159,19 @@ class Place:
         raise AssertionError(f"{job}: {what}: not within {timeout_s:.0f} s. {self.describe(job)}")
 
     def describe(self, job: str) -> str:
-        """What the service knows of a job, for a test that fails."""
+        """What the service and the cluster know of a job, for a test that fails."""
+        told: list[str] = []
         try:
-            told = [f"{e.time:%H:%M:%S} {e.attempt} {e.type} {e.message}" for e in self.client.events(job)]
-        except HoneError as error:
-            return str(error)
-        return "\n".join(told[-30:])
+            told += [f"{e.time:%H:%M:%S} {e.attempt} {e.type} {e.message}" for e in self.client.events(job)][-30:]
+            for event in self.api.get(path_of("namespaces", self.tenant, "events"))["items"]:
+                if event["involvedObject"]["name"].startswith(job):
+                    told.append(f"{event['involvedObject']['name']}: {event['reason']}: {event.get('message', '')}")
+            for pod in self.pods(job):
+                told.append(f"{pod['metadata']['name']} {json.dumps(pod['status'])}")
+                told += self.kubectl("logs", pod["metadata"]["name"], "--tail=15").splitlines()
+        except (HoneError, KubectlFailed) as error:
+            told.append(str(error))
+        return "\n".join(told)
 
     def end(self, job: str) -> None:
         """Cancel it: nobody looks at it any more."""

@@ -181,7 +181,7 @@ def record(
 ) -> dict[str, Any]:
     """What result.json says of the run; the supervisor adds outputs, identity and total time."""
     launch = context.run.launch
-    gpu_bytes = torch.cuda.max_memory_allocated() if launch.device == "cuda" else None
+    is_gpu = launch.device == "cuda"
     return {
         "method": context.run.spec.method.name,
         "versions": {"hone": __version__, **{name: version(name) for name in _PACKAGES}},
@@ -195,7 +195,8 @@ def record(
         "durations_s": clock.seconds,
         "peak_memory_bytes": {
             "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "gpu": gpu_bytes,
+            "gpu": torch.cuda.max_memory_allocated() if is_gpu else None,
+            "gpu_reserved": torch.cuda.max_memory_reserved() if is_gpu else None,
         },
     }
 

@@ -177,7 +177,7 @@ def _kubelet_config(node: NodePlace) -> dict[str, object]:
         "failSwapOn": False,
         "oomScoreAdj": 0,
         "imageGCHighThresholdPercent": 100,
-        "evictionHard": {"nodefs.available": "1%", "imagefs.available": "1%", "memory.available": "200Mi"},
+        "evictionHard": {signal: "0%" for signal in ("nodefs.available", "imagefs.available", "memory.available")},
         "nodeLeaseDurationSeconds": 8,
         "nodeStatusUpdateFrequency": "4s",
     }
