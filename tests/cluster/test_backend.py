@@ -439,6 +439,7 @@ def test_a_trainer_that_says_nothing_leaves_its_last_lines(
     assert failure.log_tail[-2:] == ("step 3 of rank 0", "the last words")
 
 
+@pytest.mark.slow
 def test_more_memory_than_the_limit_is_out_of_memory(house: House) -> None:
     backend = house.backend()
     run, plan = house.run(ending="greedy")
@@ -583,6 +584,7 @@ def dead_node(house: House) -> Iterator[str]:
     house.cluster.kubectl("delete", "node", name, "--ignore-not-found")
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_without_a_word_holds_the_attempt_until_an_operator_says_that_it_is_off(
     house: House, dead_node: str
 ) -> None:
@@ -641,6 +643,7 @@ def test_logs_are_read_from_any_byte_and_followed_to_the_end(house: House) -> No
     assert later.tail_logs(run) == {0: first, 1: whole}
 
 
+@pytest.mark.slow
 def test_events_that_a_long_log_has_pushed_out_are_told_as_lost(house: House) -> None:
     backend = house.backend()
     run, plan = house.run(steps="3", ending="chatty")
@@ -792,6 +795,7 @@ def test_a_watch_that_is_cut_every_second_misses_nothing(house: House, proxy: Fa
     assert proxy.requests["WATCH"] > 6 and backend.problems == ()
 
 
+@pytest.mark.slow
 def test_a_version_that_is_no_longer_kept_is_followed_by_a_list(house: House, proxy: FaultProxy) -> None:
     gone = {"kind": "Status", "status": "Failure", "code": 410, "reason": "Expired", "message": "too old"}
     backend = house.backend(api=Api(proxy.configuration))

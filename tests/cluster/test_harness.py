@@ -171,6 +171,7 @@ def test_a_killed_api_server_and_a_killed_etcd_come_back_with_what_they_knew(clu
     assert cluster.kubectl.get("configmap", "kept", namespace=namespace)["data"] == {"key": "value"}
 
 
+@pytest.mark.slow
 def test_a_dead_node_is_noticed_and_comes_back(cluster: Cluster, namespace: str) -> None:
     pod = _pod("waits", cluster.service_image, ["sleep", "1000"], nodeName="node-b", terminationGracePeriodSeconds=1)
     cluster.kubectl.apply(pod, namespace=namespace)

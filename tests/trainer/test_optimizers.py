@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hone_trainer import optimizers
 from hone_trainer.optimizers import StochasticAdamW, round_stochastically
 
 from .conftest import Attempt, MakeAttempt, RunHere, make_model
@@ -59,15 +60,17 @@ def test_updates_that_plain_bf16_loses_are_kept_on_average() -> None:
     assert float(steps(torch.bfloat16, 100).double().mean()) == pytest.approx(float(exact.mean()), abs=1e-4)
 
 
-def test_in_fp32_it_is_adamw() -> None:
+@pytest.mark.parametrize("part", [optimizers.PART, 7], ids=["whole", "parts"])
+def test_in_fp32_it_is_adamw(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "PART", part)
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 50)) for _ in range(2))
     settings: dict[str, Any] = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
-    optimizers = [StochasticAdamW([ours], **settings), torch.optim.AdamW([theirs], **settings)]
+    both = [StochasticAdamW([ours], **settings), torch.optim.AdamW([theirs], **settings)]
     for _ in range(10):
         gradient = torch.randn(50)
         ours.grad, theirs.grad = gradient.clone(), gradient.clone()
-        for optimizer in optimizers:
+        for optimizer in both:
             optimizer.step()
     assert torch.allclose(ours, theirs, atol=1e-6)
 

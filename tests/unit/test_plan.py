@@ -222,6 +222,13 @@ def test_stochastic_rounding_needs_eight_bytes_a_parameter_and_lets_7b_fit_80_gb
     assert kept["weights"] + kept["gradients"] + kept["optimizer"] == 8 * load_shape(MISTRAL).parameters
 
 
+def test_weights_that_train_in_fp32_are_converted_in_the_host_memory_of_each_process() -> None:
+    llama = {"model": {"source": "hf://meta-llama/Llama-3.2-1B"}, "compute": {"gpu": "H200", "gpus_per_node": 2}}
+    full, lora = plan(**llama), plan(**llama, adapter={"lora": {}})
+    parameters = full.plan.parameters
+    assert full.plan.host_memory_bytes - lora.plan.host_memory_bytes == 2 * 4 * parameters - 2 * parameters
+
+
 def test_stochastic_rounding_computes_in_bf16_on_a_cpu_too() -> None:
     model = {"source": "hf://HuggingFaceTB/SmolLM2-135M"}
     planned = plan(model=model, training={"optimizer": "adamw_bf16_sr"}, compute={"gpus_per_node": 0})

@@ -15,6 +15,9 @@ import torch
 from hone.job import Launch
 from hone.spec import JobSpec
 
+PART = 1 << 23
+"""Elements that are updated at once. What an update holds in fp32 for a moment is 36 B for each of them: for a whole
+embedding of Llama 3, 9 GiB."""
 _NAMES = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 
 
@@ -88,16 +91,33 @@ class StochasticAdamW(torch.optim.Optimizer):
         if not state:
             state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         assert parameter.grad is not None
-        gradient = parameter.grad.float()
-        first, second = group["betas"]
-        mean = state["mean"].float().lerp_(gradient, 1 - first)
-        square = state["square"].float().mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        weight = parameter.float().mul_(1 - group["lr"] * group["weight_decay"])
-        scale = math.sqrt(1 - second ** group["step"])
-        denominator = (square.sqrt() / scale).add_(group["eps"])
-        weight.addcdiv_(mean, denominator, value=-group["lr"] / (1 - first ** group["step"]))
-        for target, exact in ((parameter, weight), (state["mean"], mean), (state["square"], square)):
-            target.copy_(round_stochastically(exact, noise) if target.dtype == torch.bfloat16 else exact)
+        whole = (parameter.data, parameter.grad, state["mean"], state["square"])
+        parts = [whole]
+        if all(tensor.is_contiguous() for tensor in whole):
+            parts = list(zip(*(tensor.view(-1).split(PART) for tensor in whole), strict=True))
+        for part in parts:
+            _update_part(*part, group, noise)
+
+
+def _update_part(
+    weights: torch.Tensor,
+    gradients: torch.Tensor,
+    means: torch.Tensor,
+    squares: torch.Tensor,
+    group: dict[str, Any],
+    noise: torch.Generator,
+) -> None:
+    """The update of some elements, in place."""
+    gradient = gradients.float()
+    first, second = group["betas"]
+    mean = means.float().lerp_(gradient, 1 - first)
+    square = squares.float().mul_(second).addcmul_(gradient, gradient, value=1 - second)
+    weight = weights.float().mul_(1 - group["lr"] * group["weight_decay"])
+    scale = math.sqrt(1 - second ** group["step"])
+    denominator = (square.sqrt() / scale).add_(group["eps"])
+    weight.addcdiv_(mean, denominator, value=-group["lr"] / (1 - first ** group["step"]))
+    for target, exact in ((weights, weight), (means, mean), (squares, square)):
+        target.copy_(round_stochastically(exact, noise) if target.dtype == torch.bfloat16 else exact)
 
 
 def round_stochastically(exact: torch.Tensor, noise: torch.Generator) -> torch.Tensor:

@@ -181,8 +181,14 @@ def _item(name: str, size: float, formula: str) -> MemoryItem:
 
 
 def host_memory(load: Workload, launch: Launch, spec: JobSpec, device_peak: int) -> int:
-    """Memory of one machine: its processes, loading, and merging when the training is done."""
+    """Memory of one machine: its processes, loading, and merging when the training is done.
+
+    Processes that load weights as they are in the files share them; each converts its own to fp32 before they go to its
+    GPU. On one H200 full fine-tuning of 1.2e9 parameters took 7.9 GiB, 4.6 of them these.
+    """
     weights = load.shape.parameters * _width(launch)
+    if not load.adapted and load.optimizer != "adamw_bf16_sr" and launch.strategy not in ("zero2", "zero3"):
+        weights = 4 * load.shape.parameters * launch.processes_per_node
     merging = sum(item.size_bytes for item in _merging(load)) if spec.output.merged else 0
     if launch.device == "cpu":
         return device_peak * launch.processes_per_node + merging

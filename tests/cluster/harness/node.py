@@ -133,8 +133,10 @@ def wait_until_answers(socket: Path, name: str) -> None:
 
 
 def _add_bridge(node: NodePlace) -> None:
-    # A bridge follows the address of its members unless it has been given one of its own.
-    subprocess.run(["ip", "link", "add", node.bridge, "type", "bridge"], check=True)
+    # A bridge takes the lowest hardware address of its members unless it has been given one of its own: pods that know
+    # it by another would lose the world beyond it for most of a minute whenever one of them came or went.
+    hardware = ":".join(f"{byte:02x}" for byte in (2, 0, *map(int, node.address.split("."))))
+    subprocess.run(["ip", "link", "add", node.bridge, "address", hardware, "type", "bridge"], check=True)
     subprocess.run(["ip", "addr", "add", f"{node.address}/24", "dev", node.bridge], check=True)
     subprocess.run(["ip", "link", "set", node.bridge, "up"], check=True)
 
