@@ -1,13 +1,14 @@
 """The data of a run: read, checked, encoded, cut, packed and counted, before a model is loaded.
 
 Called by the methods. The first rank of a machine does the work; the others wait for its file. What is wrong with the
-rows
-ends the run here, naming rows and columns.
+rows ends the run here, naming rows and columns.
 """
 
 import json
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from hone.spec.methods import Sft
 from hone_trainer.context import RunContext
 from hone_trainer.encoding import Encoder, make_encoder, problem
 from hone_trainer.failure import RunFailed
-from hone_trainer.rows import Row, Rows, open_rows
-from hone_trainer.tokens import Collector, Counts, Packed, Tokens, gather, pack
+from hone_trainer.files import Row
+from hone_trainer.rows import Rows, joined, open_rows
+from hone_trainer.tokens import Collector, Counts, Packed, Prints, Tokens, gather, pack
 
 BATCH = 1000
 """Rows that are read and encoded together."""
@@ -63,11 +65,22 @@ def prepare(
     path = context.scratch / "data"
     if not context.leads_node:
         return _load_when_there(path)
-    prepared = encode(*open_sets(context))
+    with _temporary_files_in(context.scratch):
+        prepared = encode(*open_sets(context))
     _report(context, prepared, *tell(prepared.train_counts))
     if context.run.launch.processes_per_node > 1:
         _save(prepared, path)
     return prepared
+
+
+@contextmanager
+def _temporary_files_in(directory: Path) -> Iterator[None]:
+    """There is room for data there; /tmp may be memory."""
+    before, tempfile.tempdir = tempfile.tempdir, str(directory)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def prepare_rows(context: RunContext, tokenizer: Any, train: Rows, evaluation: Rows | None) -> Prepared:
@@ -87,40 +100,63 @@ def open_sets(context: RunContext) -> tuple[Rows, Rows | None]:
         spec.dataset,
         Path(inputs.dataset.path),
         Path(other.path) if other else None,
+        mixed=[Path(source.path) for source in inputs.mixed],
         seed=spec.training.seed,
         max_eval_rows=spec.training.eval.max_rows,
     )
 
 
 def split_rows(
-    dataset: Dataset, path: Path, eval_path: Path | None, *, seed: int, max_eval_rows: int | None
+    dataset: Dataset,
+    path: Path,
+    eval_path: Path | None,
+    *,
+    mixed: Sequence[Path] = (),
+    seed: int,
+    max_eval_rows: int | None,
 ) -> tuple[Rows, Rows | None]:
-    """Training and evaluation rows. A fraction is chosen by the seed; the order of the rows stays."""
-    train = open_rows(path, source=dataset.source, split=dataset.split)
+    """Training and evaluation rows; `mixed` are the places of dataset.mix.
+
+    A fraction is taken from every set before the weights repeat its rows, and chosen by the seed; the order stays.
+    """
+    sets = [open_rows(path, source=dataset.source, split=dataset.split)]
+    for number, (part, place) in enumerate(zip(dataset.mix, mixed, strict=True)):
+        sets.append(open_rows(place, source=part.source, split=part.split, field=f"dataset.mix[{number}].split"))
+    weights = [dataset.weight, *(part.weight for part in dataset.mix)]
+    evaluation = None
     if dataset.eval_source and eval_path:
         split = dataset.eval_split or ("train" if eval_path.is_file() else "test")
         evaluation = open_rows(eval_path, source=dataset.eval_source, split=split, field="dataset.eval_split")
-        return train, evaluation.head(max_eval_rows)
-    if dataset.eval_split:
+    elif dataset.eval_split:
         evaluation = open_rows(path, source=dataset.source, split=dataset.eval_split, field="dataset.eval_split")
-        return train, evaluation.head(max_eval_rows)
-    if dataset.eval_fraction is None:
-        return train, None
-    held_out = max(1, round(len(train) * dataset.eval_fraction))
-    if held_out >= len(train):
+    elif dataset.eval_fraction is not None:
+        pairs = [_hold_out(rows, dataset.eval_fraction, seed) for rows in sets]
+        sets, evaluation = [rest for rest, _ in pairs], joined([held for _, held in pairs])
+    train = joined(sets, weights, seed=seed)
+    if not len(train):
         raise RunFailed(
             TrainerExit.DATA,
-            f"dataset.eval_fraction: {dataset.eval_fraction:g} of {len(train)} rows leaves none to train on.",
+            f"dataset.weight: of {sum(map(len, sets)):,} rows none is left to train on.",
+            fix="Give a larger weight.",
         )
-    order = np.random.default_rng(seed).permutation(len(train))
-    chosen, rest = np.sort(order[:held_out]), np.sort(order[held_out:])
-    return train.select(rest), train.select(chosen).head(max_eval_rows)
+    return train, evaluation.head(max_eval_rows) if evaluation else None
+
+
+def _hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """What is left, and what is held out."""
+    count = max(1, round(len(rows) * fraction))
+    if count >= len(rows):
+        raise RunFailed(
+            TrainerExit.DATA, f"dataset.eval_fraction: {fraction:g} of {len(rows)} rows leaves none to train on."
+        )
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
 
 
 def build(encoder: Encoder, train: Rows, evaluation: Rows | None, *, sft: Sft, questions: int) -> Prepared:
     """Encode, cut, pack and count. Raises RunFailed (DATA) where rows are wrong or nothing is left."""
     split = sft.packing and sft.packing_strategy == "bfd_split"
-    tokens, counts = _encode(encoder, train, max_length=sft.max_length, split=split)
+    tokens, counts, prints = _encode(encoder, train, max_length=sft.max_length, split=split)
     if sft.packing:
         packed = pack(tokens, max_length=sft.max_length)
         counts.packing_fill, counts.sequences = packed.fill(sft.max_length), len(packed.bins)
@@ -129,7 +165,8 @@ def build(encoder: Encoder, train: Rows, evaluation: Rows | None, *, sft: Sft, q
         table = _table(tokens)
     eval_table, eval_counts = None, None
     if evaluation is not None:
-        eval_tokens, eval_counts = _encode(encoder, evaluation, max_length=sft.max_length, split=False)
+        eval_tokens, eval_counts, held = _encode(encoder, evaluation, max_length=sft.max_length, split=False)
+        eval_counts.rows_in_training = held.num_in(prints)
         eval_table = _table(eval_tokens)
     asked = [row for _, batch in evaluation.head(questions).batches(BATCH) for row in batch] if evaluation else []
     return Prepared(
@@ -142,7 +179,7 @@ def build(encoder: Encoder, train: Rows, evaluation: Rows | None, *, sft: Sft, q
     )
 
 
-def _encode(encoder: Encoder, rows: Rows, *, max_length: int, split: bool) -> tuple[Tokens, Counts]:
+def _encode(encoder: Encoder, rows: Rows, *, max_length: int, split: bool) -> tuple[Tokens, Counts, Prints]:
     collector = Collector(max_length=max_length, eos=encoder.eos, split=split)
     merged_before = encoder.merged_boundaries
     for start, batch in rows.batches(BATCH):
@@ -153,7 +190,7 @@ def _encode(encoder: Encoder, rows: Rows, *, max_length: int, split: bool) -> tu
     counts.rows_merged_at_boundary = encoder.merged_boundaries - merged_before
     if not len(tokens):
         raise _nothing_left(rows, counts, max_length)
-    return tokens, counts
+    return tokens, counts, collector.prints
 
 
 def refuse_rows(rows: Rows, start: int, problems: Sequence[str | None]) -> None:
@@ -286,8 +323,20 @@ def _report(context: RunContext, prepared: Prepared, text: str, warnings: Sequen
     if prepared.eval_counts:
         metrics |= {f"eval_{name}": value for name, value in prepared.eval_counts.metrics().items()}
     context.event(EventType.DATA, text, metrics=metrics, fields={"fingerprint": prepared.fingerprint})
-    for warning in warnings:
+    for warning in [*warnings, *_doubled(prepared)]:
         context.event(EventType.WARNING, warning)
+
+
+def _doubled(prepared: Prepared) -> Iterator[str]:
+    """Rows that are there more than once."""
+    train, evaluation = prepared.train_counts, prepared.eval_counts
+    if train.rows_repeated:
+        yield f"{train.rows_repeated:,} training rows are copies of others, so they count more than once."
+    if evaluation and evaluation.rows_in_training:
+        yield (
+            f"{evaluation.rows_in_training:,} of {evaluation.rows:,} evaluation rows are training rows too: the "
+            "evaluation flatters the model."
+        )
 
 
 def as_dataset(table: pa.Table, fingerprint: str) -> Any:

@@ -14,7 +14,8 @@ from hone.run import TrainerExit
 from hone.spec import Columns, Dataset, Model
 from hone.spec.methods import Sft
 from hone_trainer.failure import RunFailed
-from hone_trainer.rows import Row, Rows
+from hone_trainer.files import Row
+from hone_trainer.rows import Rows
 
 FORMATS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),

@@ -12,12 +12,12 @@ from hone_trainer.hub import hub_failure
 
 
 def main(field: str, source: str, config: str, target: str, *splits: str) -> int:
-    """Write `<target>/<split name>.parquet` for every split; a slice is left to the reader of the file."""
+    """Write `<target>/<split>.parquet` for every split."""
     from datasets import load_dataset
 
     repository, _, revision = source.removeprefix("hf://").partition("@")
     try:
-        for name in sorted({split.partition("[")[0] for split in splits}):
+        for name in splits:
             rows = load_dataset(repository, config or None, split=name, revision=revision or None)
             rows.to_parquet(Path(target) / f"{name}.parquet")
     except Exception as error:

@@ -5,17 +5,22 @@ the sources that the request names; a `file://` source is used where it lies. Wh
 that the adapter names is fetched too.
 """
 
+import glob
 import json
 import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from hone.errors import HoneError, NotFound
 from hone.modelinfo import read_adapter_directory
 from hone.run import Run, TrainerExit
+from hone.spec import Dataset
+from hone.spec.splits import read_split
 from hone.storage import MANIFEST, ArtifactStore, download_directory, open_store
 from hone_trainer.failure import RunFailed
 from hone_trainer.hub import hub_failure
@@ -43,6 +48,8 @@ class Inputs:
     tokenizer: Source
     dataset: Source | None = None
     eval_dataset: Source | None = None
+    mixed: tuple[Source, ...] = ()
+    """Of dataset.mix."""
     adapters: tuple[Source, ...] = ()
     """The one that training goes on from, or those that are merged."""
 
@@ -54,9 +61,9 @@ class Inputs:
     def read(path: Path) -> "Inputs":
         """The other way round."""
         data = json.loads(path.read_text(encoding="utf-8"))
-        adapters = tuple(Source(**source) for source in data.pop("adapters"))
+        mixed, adapters = (tuple(Source(**source) for source in data.pop(name)) for name in ("mixed", "adapters"))
         found = {name: Source(**source) for name, source in data.items() if source}
-        return Inputs(**found, adapters=adapters)
+        return Inputs(**found, mixed=mixed, adapters=adapters)
 
 
 def fetch(run: Run, directory: Path) -> Inputs:
@@ -67,14 +74,33 @@ def fetch(run: Run, directory: Path) -> Inputs:
     tokenizer = named if _has_tokenizer(named) else model
     if spec.model.tokenizer:
         tokenizer = _fetch(run, "model.tokenizer", spec.model.tokenizer, directory / "tokenizer")
-    dataset = eval_dataset = None
-    if spec.dataset:
-        dataset = _fetch_rows(run, "dataset.source", spec.dataset.source, directory / "dataset")
-        if spec.dataset.eval_source:
-            eval_dataset = _fetch_rows(run, "dataset.eval_source", spec.dataset.eval_source, directory / "eval")
-    return Inputs(
-        model=model, tokenizer=tokenizer, dataset=dataset, eval_dataset=eval_dataset, adapters=tuple(adapters)
-    )
+    rows = _fetch_data(run, spec.dataset, directory) if spec.dataset else {}
+    return Inputs(model=model, tokenizer=tokenizer, adapters=tuple(adapters), **rows)
+
+
+def _fetch_data(run: Run, dataset: Dataset, directory: Path) -> dict[str, Any]:
+    """The data sets of a request, by the names that Inputs has for them."""
+    own = [dataset.split] + ([dataset.eval_split] if dataset.eval_split and not dataset.eval_source else [])
+    wanted = _Rows("dataset.source", dataset.source, own, dataset.config)
+    found: dict[str, Any] = {"dataset": _fetch_rows(run, wanted, directory / "dataset")}
+    if dataset.eval_source:
+        wanted = _Rows("dataset.eval_source", dataset.eval_source, [dataset.eval_split or "test"], dataset.config)
+        found["eval_dataset"] = _fetch_rows(run, wanted, directory / "eval")
+    mixed = [
+        _Rows(f"dataset.mix[{number}].source", part.source, [part.split], part.config)
+        for number, part in enumerate(dataset.mix)
+    ]
+    places = (directory / f"mix-{number}" for number in range(len(mixed)))
+    return found | {"mixed": tuple(_fetch_rows(run, *pair) for pair in zip(mixed, places, strict=True))}
+
+
+class _Rows(NamedTuple):
+    """A data set as the request names it."""
+
+    field: str
+    source: str
+    splits: list[str]
+    config: str | None
 
 
 def _with_base(run: Run, named: Source, directory: Path) -> tuple[Source, list[Source]]:
@@ -113,19 +139,19 @@ def _fetch(run: Run, field: str, source: str, target: Path) -> Source:
     return Source(asked=source, path=str(path), address=address if address != source else "")
 
 
-def _fetch_rows(run: Run, field: str, source: str, target: Path) -> Source:
-    """A data set: a file or a directory of files."""
-    address = run.inputs.get(source, source)
+def _fetch_rows(run: Run, wanted: _Rows, target: Path) -> Source:
+    """A data set: a file, a directory of files, or a pattern that some of them match."""
+    address = run.inputs.get(wanted.source, wanted.source)
     if address.startswith("hf://"):
-        return _fetch_hub_rows(run, field, source, target)
-    return Source(asked=source, path=str(_fetch_files(field, address, target)))
+        return _fetch_hub_rows(wanted, target)
+    return Source(asked=wanted.source, path=str(_fetch_files(wanted.field, address, target)))
 
 
 def _fetch_files(field: str, address: str, target: Path) -> Path:
     scheme, _, rest = address.partition("://")
     if scheme == "file":
         path = Path(unquote(rest))
-        if not path.exists():
+        if not path.exists() and not glob.has_magic(path.name):
             raise RunFailed(
                 TrainerExit.USER, f"{field}: {path} does not exist on this machine.", fix="Name a file that is there."
             )
@@ -142,6 +168,8 @@ def _fetch_objects(field: str, rest: str, target: Path) -> Path:
     bucket, _, key = rest.partition("/")
     key = key.rstrip("/")
     store = open_store(f"s3://{bucket}")
+    if glob.has_magic(key.rpartition("/")[2]):
+        return _fetch_matching(field, store, key, target)
     found = list(store.list_objects(key))
     if not found:
         return _fetch_object(field, store, key, target / key.rpartition("/")[2])
@@ -153,6 +181,19 @@ def _fetch_objects(field: str, rest: str, target: Path) -> Path:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         store.get_file(item.key, target / name)
     return target
+
+
+def _fetch_matching(field: str, store: ArtifactStore, key: str, target: Path) -> Path:
+    """Objects beside each other whose names match a pattern."""
+    directory, _, pattern = key.rpartition("/")
+    target.mkdir(parents=True, exist_ok=True)
+    found = [item.key for item in store.list_objects(directory) if item.key.rpartition("/")[0] == directory]
+    found = [name for name in found if fnmatchcase(name.rpartition("/")[2], pattern)]
+    if not found:
+        raise RunFailed(TrainerExit.USER, f"{field}: no object matches {store.url(key)}.")
+    for name in found:
+        store.get_file(name, target / name.rpartition("/")[2])
+    return target / "*"
 
 
 def _fetch_object(field: str, store: ArtifactStore, key: str, path: Path) -> Path:
@@ -181,25 +222,14 @@ def _fetch_repository(field: str, source: str, name: str) -> Source:
     return Source(asked=source, path=path, revision=Path(path).name)
 
 
-def _fetch_hub_rows(run: Run, field: str, source: str, target: Path) -> Source:
+def _fetch_hub_rows(wanted: _Rows, target: Path) -> Source:
     """Rows of a Hub data set, as parquet: in a process of its own, because `datasets` decides on being offline at
     import."""
-    assert run.spec.dataset is not None
     target.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1"}
-    splits = [run.spec.dataset.split] if field == "dataset.source" else [run.spec.dataset.eval_split or "test"]
-    if field == "dataset.source" and run.spec.dataset.eval_split and not run.spec.dataset.eval_source:
-        splits.append(run.spec.dataset.eval_split)
-    command = [
-        sys.executable,
-        "-m",
-        "hone_trainer.hub_rows",
-        field,
-        source,
-        run.spec.dataset.config or "",
-        str(target),
-        *splits,
-    ]
+    field, source = wanted.field, wanted.source
+    splits = sorted({part.name for split in wanted.splits for part in read_split(split)})
+    command = [sys.executable, "-m", "hone_trainer.hub_rows", field, source, wanted.config or "", str(target), *splits]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if not ended.returncode:
         return Source(asked=source, path=str(target), revision=ended.stdout.strip())

@@ -81,6 +81,7 @@ def _inspect(run: Run) -> dict[str, Any]:
             spec.dataset,
             Path(inputs.dataset.path),
             other,
+            mixed=[Path(source.path) for source in inputs.mixed],
             seed=spec.training.seed,
             max_eval_rows=spec.training.eval.max_rows,
         )

@@ -202,5 +202,6 @@ def record(
 
 
 def _described(data: Prepared) -> dict[str, Any]:
-    found = {"fingerprint": data.fingerprint, "train": data.train_counts.metrics()}
+    train = {**data.train_counts.metrics(), "lengths": data.train_counts.lengths}
+    found = {"fingerprint": data.fingerprint, "train": train}
     return found | ({"eval": data.eval_counts.metrics()} if data.eval_counts else {})

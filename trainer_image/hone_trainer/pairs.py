@@ -6,6 +6,7 @@ with the stop token; for reward such a pair is left out. Pairs that teach nothin
 """
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,8 +21,9 @@ from hone.spec import Columns, Dataset, JobSpec, Model
 from hone_trainer.data import BATCH, Prepared, merged_warning, questions_of, refuse_rows
 from hone_trainer.encoding import Encoded, Encoder, conversation_problem, kind_of, training_template
 from hone_trainer.failure import RunFailed
-from hone_trainer.rows import Row, Rows
-from hone_trainer.tokens import Counts
+from hone_trainer.files import Row
+from hone_trainer.rows import Rows
+from hone_trainer.tokens import Counts, Pool, Prints, histogram
 
 SIDES = ("chosen", "rejected")
 
@@ -181,8 +183,11 @@ def prepare_pairs(
 
     Raises RunFailed (DATA) where rows are wrong or nothing is left.
     """
-    table, counts = _collect(encoder, train, limit)
-    eval_table, eval_counts = _collect(encoder, evaluation, limit) if evaluation is not None else (None, None)
+    table, counts, prints = _collect(encoder, train, limit)
+    eval_table, eval_counts = None, None
+    if evaluation is not None:
+        eval_table, eval_counts, held = _collect(encoder, evaluation, limit)
+        eval_counts.rows_in_training = held.num_in(prints)
     asked = list(evaluation.head(questions).batches(BATCH)) if evaluation is not None else []
     split = [encoder.split(row) for _, batch in asked for row in batch]
     return Prepared(
@@ -257,20 +262,23 @@ def _start(side: Encoded) -> int:
     return max(1, side.learned.index(True))  # nothing comes before the first token, so it cannot be predicted
 
 
-def _collect(encoder: PairEncoder, rows: Rows, limit: Limit) -> tuple[pa.Table, Counts]:
-    counts, kept, numbers = Counts(rows_alike=0), [], []
+def _collect(encoder: PairEncoder, rows: Rows, limit: Limit) -> tuple[pa.Table, Counts, Prints]:
+    counts, prints, kept, lengths = Counts(rows_alike=0), Prints(), _Kept(), array("q")
     before = encoder.merged_boundaries
     for start, batch in rows.batches(BATCH):
         refuse_rows(rows, start, [encoder.problem(row) for row in batch])
         for offset, pair in enumerate(encoder.encode(batch)):
+            number = int(rows.indices[start + offset]) + 1
+            prints.add(number, *pair.ids, np.asarray(pair.starts))
+            lengths.append(pair.longest)
             if (fitting := _fit(pair, encoder.sides[0].eos, limit, counts)) is not None:
-                kept.append(fitting)
-                numbers.append(int(rows.indices[start + offset]) + 1)
+                kept.add(fitting, number)
     counts.rows_used = counts.sequences = len(kept)
     counts.rows_merged_at_boundary = encoder.merged_boundaries - before
-    if not kept:
+    counts.rows_repeated, counts.lengths = prints.num_repeated, histogram(lengths)
+    if not len(kept):
         raise _nothing_left(rows, counts, limit)
-    return _table(kept, numbers), counts
+    return kept.table(), counts, prints
 
 
 def _fit(pair: Pair, eos: int, limit: Limit, counts: Counts) -> Pair | None:
@@ -322,17 +330,38 @@ def _nothing_left(rows: Rows, counts: Counts, limit: Limit) -> RunFailed:
     )
 
 
-def _table(pairs: Sequence[Pair], numbers: Sequence[int]) -> pa.Table:
-    columns: dict[str, pa.Array] = {}
-    for index, side in enumerate(SIDES):
-        ids = [pair.ids[index] for pair in pairs]
-        borders = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-        columns[f"{side}_ids"] = pa.LargeListArray.from_arrays(pa.array(borders), pa.array(np.concatenate(ids)))
-        columns[f"{side}_start"] = pa.array([pair.starts[index] for pair in pairs], type=pa.int32())
-    columns["rows"] = pa.array([[number] for number in numbers], type=pa.list_(pa.int64()))
-    if pairs[0].margin is not None:
-        columns["margin"] = pa.array([pair.margin for pair in pairs], type=pa.float64())
-    return pa.table(columns)
+class _Kept:
+    """The pairs that are trained on."""
+
+    def __init__(self) -> None:
+        self._ids = {side: Pool() for side in SIDES}
+        self._starts = {side: array("i") for side in SIDES}
+        self._rows, self._margins = array("q"), array("d")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, pair: Pair, number: int) -> None:
+        """One more, with the number of its row."""
+        for index, side in enumerate(SIDES):
+            self._ids[side].add(pair.ids[index])
+            self._starts[side].append(pair.starts[index])
+        self._rows.append(number)
+        if pair.margin is not None:
+            self._margins.append(pair.margin)
+
+    def table(self) -> pa.Table:
+        """As prepare_pairs says."""
+        columns: dict[str, pa.Array] = {}
+        for side in SIDES:
+            ids = self._ids[side]
+            columns[f"{side}_ids"] = pa.LargeListArray.from_arrays(pa.array(ids.offsets), pa.array(ids.numbers()))
+            columns[f"{side}_start"] = pa.array(np.frombuffer(self._starts[side], dtype=np.int32))
+        singles = pa.array(np.arange(len(self) + 1), type=pa.int32())
+        columns["rows"] = pa.ListArray.from_arrays(singles, pa.array(np.frombuffer(self._rows, dtype=np.int64)))
+        if self._margins:
+            columns["margin"] = pa.array(np.frombuffer(self._margins, dtype=np.float64))
+        return pa.table(columns)
 
 
 def _digest(table: pa.Table) -> str:

@@ -1,47 +1,34 @@
-"""Rows of a data set, as they lie in files: JSON Lines, JSON, CSV, Parquet; a file or a directory of them.
+"""Rows of a data set: the files of a split, a slice of them, several data sets in one.
 
-Called by data.py. Rows keep the file and line they come from, so that a message can say where to look. Everything
-that is
-wrong with the files themselves is said here, before a model is loaded.
+Called by data.py. Everything that is wrong with the files themselves is said here, before a model is loaded.
 """
 
-import csv
-import json
+import glob
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from hone.run import TrainerExit
+from hone.spec.splits import HOW, Slice, read_split
 from hone_trainer.failure import RunFailed
+from hone_trainer.files import EXTENSIONS, Part, Row, open_file
 
-EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
-_NO_ROWS = ("MANIFEST.json", "dataset_info.json", "dataset_infos.json", "state.json")
-_SPLIT = re.compile(r"(?P<name>[\w.-]+)(?:\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
+_NO_ROWS = ("MANIFEST.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
-
-Row = Mapping[str, Any]
-
-
-class _Part(Protocol):
-    """One file."""
-
-    path: Path
-
-    def __len__(self) -> int: ...
-    def read(self, index: int) -> Row: ...
-    def place(self, index: int) -> str: ...
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows of one or more files, or a selection of them; read when they are asked for."""
 
-    parts: Sequence[_Part]
+    parts: Sequence[Part]
     indices: npt.NDArray[np.int64]
     source: str
     """As the request named it, for messages."""
@@ -75,40 +62,66 @@ class Rows:
         part, index = self._locate(position)
         return part.read(index)
 
-    def _locate(self, position: int) -> tuple[_Part, int]:
+    def _locate(self, position: int) -> tuple[Part, int]:
         index = int(self.indices[position])
-        for part in self.parts:
-            if index < len(part):
-                return part, index
-            index -= len(part)
-        raise IndexError(position)
+        number = bisect_right(self._starts, index) - 1
+        return self.parts[number], index - self._starts[number]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *accumulate(map(len, self.parts))]
 
 
 def open_rows(path: Path, *, source: str, split: str, field: str = "dataset.split") -> Rows:
-    """The rows of one split. Raises RunFailed (USER) for a wrong split, (DATA) for files that cannot be read or are
-    empty."""
-    match = _SPLIT.fullmatch(split)
-    if match is None:
-        raise RunFailed(
-            TrainerExit.USER, f"{field}: {split!r} is not a split.", fix="Write train, train[:5000] or train[:10%]."
-        )
-    parts = [_open(file) for file in _files(path, split=match["name"], field=field)]
+    """The rows of one split, of a slice of it (`train[:10%]`), or of several (`train+test[:500]`).
+
+    Raises RunFailed (USER) for a wrong split, (DATA) for files that cannot be read or are empty.
+    """
+    try:
+        slices = read_split(split)
+    except ValueError as error:
+        raise RunFailed(TrainerExit.USER, f"{field}: {str(error)!r} is not a split.", fix=HOW.capitalize()) from error
+    return joined([_open_one(path, source, part, field) for part in slices])
+
+
+def joined(sets: Sequence[Rows], weights: Sequence[float] = (), *, seed: int = 0) -> Rows:
+    """The rows of several sets as one, in their order.
+
+    A weight is how often each row of its set is there: 2 is twice; 0.5 is half of the rows, chosen by the seed.
+    """
+    chance, indices, start = np.random.default_rng(seed), [], 0
+    for rows, weight in zip(sets, weights or [1.0] * len(sets), strict=True):
+        whole, count = int(weight), round(len(rows) * (weight % 1))
+        chosen = np.sort(chance.permutation(len(rows))[:count])
+        indices += [rows.indices + start] * whole + [rows.indices[chosen] + start]
+        start += sum(map(len, rows.parts))
+    parts = [part for rows in sets for part in rows.parts]
+    return Rows(parts, np.concatenate(indices), " and ".join(dict.fromkeys(rows.source for rows in sets)))
+
+
+def _open_one(path: Path, source: str, part: Slice, field: str) -> Rows:
+    parts = [open_file(file) for file in _files(path, split=part.name, field=field)]
     count = sum(len(part) for part in parts)
     if count == 0:
         raise RunFailed(TrainerExit.DATA, f"The data set {source} is empty: it holds no row.", fix="Check the file.")
-    start, stop = _bound(match["start"], count, 0), _bound(match["stop"], count, count)
-    if start >= min(stop, count):
-        raise RunFailed(TrainerExit.USER, f"{field}: {split!r} selects nothing: there are {count:,} rows.")
-    return Rows(parts, np.arange(start, min(stop, count), dtype=np.int64), source)
+    start, stop = _bound(part.start, count, 0), _bound(part.stop, count, count)
+    if start >= stop:
+        shown = f"{part.name}[{part.start or ''}:{part.stop or ''}]"
+        raise RunFailed(TrainerExit.USER, f"{field}: {shown} selects nothing: there are {count:,} rows.")
+    return Rows(parts, np.arange(start, stop, dtype=np.int64), source)
 
 
 def _bound(text: str | None, count: int, default: int) -> int:
+    """A border of a slice as a row; negative ones are counted from the end."""
     if text is None:
         return default
-    return round(count * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+    number = round(count * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+    return max(0, min(count, number + count if text.startswith("-") else number))
 
 
 def _files(path: Path, *, split: str, field: str) -> list[Path]:
+    if glob.has_magic(path.name) and not path.exists():
+        return _matching(path, split=split, field=field)
     if path.is_file():
         if split != "train":
             raise RunFailed(
@@ -128,111 +141,13 @@ def _files(path: Path, *, split: str, field: str) -> list[Path]:
     raise RunFailed(TrainerExit.USER, f"{field}: {path} has no split {split!r}; its files are {names}.")
 
 
+def _matching(pattern: Path, *, split: str, field: str) -> list[Path]:
+    if split != "train":
+        raise RunFailed(TrainerExit.USER, f"{field}: what {pattern.name} matches is all training rows, not {split!r}.")
+    if found := sorted(path for path in pattern.parent.glob(pattern.name) if path.is_file()):
+        return found
+    raise RunFailed(TrainerExit.DATA, f"No file in {pattern.parent} matches {pattern.name}.")
+
+
 def _belongs(file: Path, split: str) -> bool:
     return split in file.parts[:-1] or re.match(rf"{re.escape(split)}([-_.]\d|$)", file.stem) is not None
-
-
-def _open(path: Path) -> _Part:
-    if path.suffix not in EXTENSIONS:
-        raise RunFailed(
-            TrainerExit.DATA,
-            f"{path} is not a data set: its name ends in {path.suffix or 'nothing'}.",
-            fix=f"Use one of {', '.join(EXTENSIONS)}.",
-        )
-    try:
-        if path.suffix == ".parquet":
-            return _Parquet(path)
-        if path.suffix == ".csv":
-            return _Listed(path, _read_csv(path), " line ", 2)
-        return _open_json(path)
-    except UnicodeDecodeError as error:
-        raise RunFailed(TrainerExit.DATA, f"{path} is not UTF-8 text (byte {error.start:,}).") from error
-    except OSError as error:
-        raise RunFailed(TrainerExit.DATA, f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-def _open_json(path: Path) -> _Part:
-    text = path.read_bytes()
-    if not text.lstrip().startswith(b"["):
-        return _JsonLines(path, text)
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RunFailed(TrainerExit.DATA, f"{path} line {error.lineno} is not JSON: {error.msg}.") from error
-    return _Listed(path, rows, " item ", 1)
-
-
-def _read_csv(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file, strict=True))
-
-
-class _JsonLines:
-    """Kept as bytes and parsed when read: a large file costs its size, not its objects."""
-
-    def __init__(self, path: Path, text: bytes) -> None:
-        self.path = path
-        lines = text.split(b"\n")
-        self._lines = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def read(self, index: int) -> Row:
-        number, line = self._lines[index]
-        try:
-            return _mapping(json.loads(line), self.path, f" line {number}")
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RunFailed(TrainerExit.DATA, f"{self.path} line {number} is not JSON: {error}.") from error
-
-    def place(self, index: int) -> str:
-        return f" line {self._lines[index][0]}"
-
-
-class _Listed:
-    """Rows that are in memory already."""
-
-    def __init__(self, path: Path, rows: list[Any], unit: str, first: int) -> None:
-        self.path, self._rows, self._unit, self._first = path, rows, unit, first
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, index: int) -> Row:
-        return _mapping(self._rows[index], self.path, self.place(index))
-
-    def place(self, index: int) -> str:
-        return f"{self._unit}{index + self._first}"
-
-
-class _Parquet:
-    """An Arrow table; columns stay as they are stored."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa  # late: only Parquet needs it here
-        import pyarrow.parquet as pq
-
-        self.path = path
-        try:
-            self._table = pq.read_table(path)
-        except pa.ArrowInvalid as error:
-            raise RunFailed(TrainerExit.DATA, f"{path} is not a Parquet file: {error}.") from error
-
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
-
-    def read(self, index: int) -> Row:
-        row: Row = self._table.slice(index, 1).to_pylist()[0]
-        return row
-
-    def place(self, index: int) -> str:
-        return ""
-
-
-def _mapping(row: Any, path: Path, place: str) -> Row:
-    if not isinstance(row, dict):
-        raise RunFailed(
-            TrainerExit.DATA,
-            f"{path}{place} is not an object with columns but {type(row).__name__}: {str(row)[:60]!r}.",
-        )
-    return row

@@ -1,13 +1,18 @@
 """Token rows in flat arrays: cutting, dropping, splitting and packing them, with everything that is lost counted.
 
-Pure and numpy only. Called by data.py; the arrays become the data set that the trainer reads.
+Numpy only. Called by data.py and pairs.py; the arrays become the data set that the trainer reads. Tokens lie in
+temporary files that are mapped: of a large data set only its borders, 24 bytes a row, are in memory.
 """
 
+import mmap
+import tempfile
+import weakref
+from array import array
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +23,71 @@ from hone_trainer.encoding import Encoded
 IntArray = npt.NDArray[np.int64]
 IGNORED = -100
 """Label of a token that is not learned."""
+
+
+class Pool:
+    """Whole numbers that grow in a temporary file."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the pool)
+        weakref.finalize(self, self._file.close)
+        self._lengths = array("q", [0])
+
+    def add(self, numbers: npt.NDArray[np.int32]) -> None:
+        """One row more."""
+        self._file.write(np.ascontiguousarray(numbers, dtype=np.int32).data)
+        self._lengths.append(len(numbers))
+
+    @property
+    def offsets(self) -> IntArray:
+        """Borders of the rows: row i is numbers[offsets[i]:offsets[i + 1]]."""
+        return np.cumsum(np.frombuffer(self._lengths, dtype=np.int64))
+
+    def numbers(self) -> npt.NDArray[np.int32]:
+        """All of them, mapped."""
+        self._file.flush()
+        if not self._file.tell():
+            return np.zeros(0, dtype=np.int32)
+        return np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.int32)
+
+
+class Prints:
+    """A fingerprint of each row, so that equal ones are found: 64 bits, so among a million rows none is taken for
+    another's copy by chance (1 in 37 million)."""
+
+    def __init__(self) -> None:
+        self._rows, self._prints = array("q"), array("Q")
+
+    def add(self, number: int, *parts: npt.NDArray[np.generic]) -> None:
+        """One row: its number and what is in it."""
+        found = blake2b(digest_size=8)
+        for part in parts:
+            found.update(len(part).to_bytes(8, "little"))
+            found.update(np.ascontiguousarray(part).data)
+        self._rows.append(number)
+        self._prints.append(int.from_bytes(found.digest(), "little"))
+
+    @property
+    def num_repeated(self) -> int:
+        """Rows that are equal to an earlier one. A row that its data set's weight repeats is one row."""
+        first = np.unique(np.frombuffer(self._rows, dtype=np.int64), return_index=True)[1]
+        prints = self._array[first]
+        return len(prints) - len(np.unique(prints))
+
+    def num_in(self, other: "Prints") -> int:
+        """Rows that are equal to one of the other's."""
+        return int(np.isin(self._array, other._array).sum())
+
+    @property
+    def _array(self) -> npt.NDArray[np.uint64]:
+        return np.frombuffer(self._prints, dtype=np.uint64)
+
+
+def histogram(lengths: Iterable[int]) -> dict[str, int]:
+    """How many rows have at most so many tokens, and more than the figure before: powers of two from 16 on."""
+    found = np.asarray(list(lengths) or [0])
+    tops = 2 ** np.maximum(4, np.ceil(np.log2(np.maximum(found, 1)))).astype(np.int64)
+    return {str(top): int(count) for top, count in zip(*np.unique(tops, return_counts=True), strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +108,11 @@ class Tokens:
         """Tokens of each row."""
         return np.diff(self.offsets)
 
-    @property
-    def num_learned(self) -> int:
-        """Tokens that the loss is taken over."""
-        return int((self.labels != IGNORED).sum())
-
     def digest(self) -> str:
         """SHA-256 over ids, labels and borders: equal where training sees the same."""
         found = sha256()
-        for array in (self.ids, self.labels, self.offsets.astype(np.int64)):
-            found.update(np.ascontiguousarray(array).tobytes())
+        for numbers in (self.ids, self.labels, self.offsets.astype(np.int64)):
+            found.update(np.ascontiguousarray(numbers).data)
         return found.hexdigest()
 
 
@@ -63,6 +128,10 @@ class Counts:
     rows_alike: int | None = None
     """Pairs whose two sides are equal within max_length; None where rows are no pairs."""
     rows_merged_at_boundary: int = 0
+    rows_repeated: int = 0
+    """Rows that are equal to an earlier one."""
+    rows_in_training: int | None = None
+    """Evaluation rows that are training rows too."""
     longest_row: int = 0
     """Tokens, before it is cut."""
     tokens: int = 0
@@ -73,11 +142,13 @@ class Counts:
     packing_fill: float | None = None
     shortest_useful_length: int | None = field(default=None, repr=False)
     """Least max_length with which some dropped row would have had something to learn."""
+    lengths: dict[str, int] = field(default_factory=dict, repr=False)
+    """See histogram; tokens of a row, or of the longer side of a pair, before it is cut."""
 
     def metrics(self) -> dict[str, float]:
         """For the report; without what does not apply."""
         values = {name: value for name, value in vars(self).items() if name != "shortest_useful_length"}
-        return {name: float(value) for name, value in values.items() if value is not None}
+        return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
 
 
 class Collector:
@@ -88,9 +159,9 @@ class Collector:
         self._max_length = max_length
         self._eos = eos
         self._split = split
-        self._ids: list[npt.NDArray[np.int32]] = []
-        self._labels: list[npt.NDArray[np.int32]] = []
-        self._rows: list[int] = []
+        self._ids, self._labels = Pool(), Pool()
+        self._rows, self._lengths = array("q"), array("q")
+        self.prints = Prints()
 
     def add(self, row: Encoded, number: int) -> None:
         """One row of the data set, with its number from 1."""
@@ -99,6 +170,8 @@ class Collector:
         self.counts.longest_row = max(self.counts.longest_row, len(row.ids))
         ids = np.asarray(row.ids, dtype=np.int32)
         learned = np.asarray(row.learned, dtype=bool)
+        self._lengths.append(len(ids))
+        self.prints.add(number, ids, learned)
         learned[:1] = False  # nothing comes before it, so it cannot be predicted
         if self._split:
             kept = sum([self._keep(ids[piece], learned[piece], number) for piece in self._pieces(len(ids))])
@@ -111,17 +184,15 @@ class Collector:
 
     def tokens(self) -> Tokens:
         """Everything that was kept."""
-        offsets = np.cumsum([0, *(len(ids) for ids in self._ids)], dtype=np.int64)
-        empty = [np.zeros(0, dtype=np.int32)]
-        tokens = Tokens(
-            ids=np.concatenate(self._ids or empty),
-            labels=np.concatenate(self._labels or empty),
-            offsets=offsets,
-            rows=np.asarray(self._rows, dtype=np.int64),
+        self.counts.sequences = len(self._rows)
+        self.counts.rows_repeated = self.prints.num_repeated
+        self.counts.lengths = histogram(self._lengths)
+        return Tokens(
+            ids=self._ids.numbers(),
+            labels=self._labels.numbers(),
+            offsets=self._ids.offsets,
+            rows=np.frombuffer(self._rows, dtype=np.int64) if self._rows else np.zeros(0, dtype=np.int64),
         )
-        self.counts.tokens_learned = tokens.num_learned
-        self.counts.sequences = len(tokens)
-        return tokens
 
     def _pieces(self, length: int) -> list[slice]:
         borders = [*range(0, length, self._max_length), length]
@@ -150,9 +221,10 @@ class Collector:
         if not learned.any():
             self.counts.tokens_dropped += len(ids)
             return False
-        self._ids.append(ids)
-        self._labels.append(np.where(learned, ids, IGNORED).astype(np.int32))
+        self._ids.add(ids)
+        self._labels.add(np.where(learned, ids, IGNORED))
         self._rows.append(number)
+        self.counts.tokens_learned += int(learned.sum())
         return True
 
     def _note_useful(self, learned: npt.NDArray[np.bool_]) -> None:
@@ -201,11 +273,9 @@ def pack(tokens: Tokens, *, max_length: int) -> Packed:
 
 def gather(tokens: Tokens, order: Iterable[int]) -> Tokens:
     """The same rows in another order."""
-    listed = list(order)
-    spans = [slice(int(tokens.offsets[i]), int(tokens.offsets[i + 1])) for i in listed]
-    return Tokens(
-        ids=np.concatenate([tokens.ids[span] for span in spans]),
-        labels=np.concatenate([tokens.labels[span] for span in spans]),
-        offsets=np.cumsum([0, *(span.stop - span.start for span in spans)], dtype=np.int64),
-        rows=tokens.rows[listed],
-    )
+    listed, ids, labels = list(order), Pool(), Pool()
+    for row in listed:
+        span = slice(int(tokens.offsets[row]), int(tokens.offsets[row + 1]))
+        ids.add(tokens.ids[span])
+        labels.add(tokens.labels[span])
+    return Tokens(ids=ids.numbers(), labels=labels.numbers(), offsets=ids.offsets, rows=tokens.rows[listed])

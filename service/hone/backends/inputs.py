@@ -3,6 +3,7 @@
 Called by local.py. What only reading the rows can tell (an empty data set, a row without text) is the trainer's to say.
 """
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from urllib.parse import unquote
 from hone.errors import InvalidRequest, Violation
 from hone.spec import JobSpec
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _ELSEWHERE = "on the machine that the service runs on: put it there, or name an s3:// or hf:// source."
 
@@ -24,13 +25,16 @@ class Sources(NamedTuple):
     dataset: str | None
     eval_dataset: str | None
     adapters: tuple[str, ...] = ()
+    mixed: tuple[str, ...] = ()
+    """Of dataset.mix."""
 
 
 def sources(spec: JobSpec) -> Sources:
     """The sources of a request."""
     dataset, eval_dataset = (spec.dataset.source, spec.dataset.eval_source) if spec.dataset else (None, None)
     adapters = tuple(part.source for part in spec.method.merge.adapters) if spec.method.merge else ()
-    return Sources(spec.model.source, spec.model.tokenizer, dataset, eval_dataset, adapters)
+    mixed = tuple(part.source for part in spec.dataset.mix) if spec.dataset else ()
+    return Sources(spec.model.source, spec.model.tokenizer, dataset, eval_dataset, adapters, mixed)
 
 
 def check_inputs(found: Sources) -> None:
@@ -42,6 +46,8 @@ def check_inputs(found: Sources) -> None:
         violations += _there("model.tokenizer", found.tokenizer)
     if found.dataset:
         violations += _data("dataset.source", found.dataset)
+    for number, source in enumerate(found.mixed):
+        violations += _data(f"dataset.mix.{number}.source", source)
     if found.eval_dataset:
         violations += _data("dataset.eval_source", found.eval_dataset)
     if violations:
@@ -75,6 +81,10 @@ def _model(field: str, source: str) -> Iterator[Violation]:
 def _data(field: str, source: str) -> Iterator[Violation]:
     path = _local_path(source)
     if path is None:
+        return
+    if glob.has_magic(path.name) and not path.exists():
+        if not any(file.is_file() for file in path.parent.glob(path.name)):
+            yield Violation(path=field, value=source, message=f"no file in {path.parent} matches {path.name}.")
         return
     wrong = list(_there(field, source))
     if wrong:

@@ -56,15 +56,34 @@ class Columns(Part):
     """Column with the margin between the two answers (reward modelling)."""
 
 
+class MixedDataset(Part):
+    """Rows that are mixed with those of `dataset.source`; they have the same columns."""
+
+    source: Source
+    """As `dataset.source`."""
+    split: str = setting("train", origin="datasets")
+    """As `dataset.split`."""
+    config: str | None = setting(None, origin="the data set's own")
+    """Configuration (subset) of a Hub data set."""
+    weight: Float = setting(1.0, origin="Hone: every row once", unit="times in one pass", gt=0, le=1000)
+    """How often each row is seen in one pass over the data: 2 is twice, 0.1 is a tenth of the rows, chosen by the
+    seed."""
+
+
 class Dataset(Part):
     """The rows to learn from."""
 
     source: Source
-    """`hf://org/name[@revision]`, `file:///file-or-directory` (jsonl, json, csv, parquet), `s3://bucket/key`."""
+    """`hf://org/name[@revision]`, `file:///file-or-directory` (jsonl, json, csv, parquet, arrow, txt; the last name may
+    be a pattern such as `part-*.jsonl`), `s3://bucket/key`."""
     split: str = setting("train", origin="datasets")
-    """Split to train on, with slices: `train_sft[:5000]`."""
+    """Split to train on, with slices and sums: `train_sft[:5000]`, `train[:10%]+validation`."""
     config: str | None = setting(None, origin="the data set's own")
     """Configuration (subset) of a Hub data set."""
+    weight: Float = setting(1.0, origin="Hone: every row once", unit="times in one pass", gt=0, le=1000)
+    """How often each row of `source` is seen in one pass over the data, beside those of `mix`."""
+    mix: tuple[MixedDataset, ...] = setting((), origin="none")
+    """More sources, mixed with this one."""
     eval_source: Source | None = setting(None, origin="none")
     """Another source for evaluation; without it, `eval_split` or `eval_fraction` of this one."""
     eval_split: str | None = setting(None, origin="none")

@@ -60,7 +60,7 @@ class Model(_message.Message):
     def __init__(self, source: _Optional[str] = ..., tokenizer: _Optional[str] = ..., chat_template: _Optional[str] = ..., system_prompt: _Optional[str] = ..., eos_token: _Optional[str] = ..., new_tokens: _Optional[_Iterable[str]] = ..., attention: _Optional[str] = ...) -> None: ...
 
 class Dataset(_message.Message):
-    __slots__ = ("source", "split", "config", "eval_source", "eval_split", "eval_fraction", "format", "columns")
+    __slots__ = ("source", "split", "config", "eval_source", "eval_split", "eval_fraction", "format", "columns", "weight", "mix")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     SPLIT_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,8 @@ class Dataset(_message.Message):
     EVAL_FRACTION_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    MIX_FIELD_NUMBER: _ClassVar[int]
     source: str
     split: str
     config: str
@@ -77,7 +79,21 @@ class Dataset(_message.Message):
     eval_fraction: float
     format: str
     columns: Columns
-    def __init__(self, source: _Optional[str] = ..., split: _Optional[str] = ..., config: _Optional[str] = ..., eval_source: _Optional[str] = ..., eval_split: _Optional[str] = ..., eval_fraction: _Optional[float] = ..., format: _Optional[str] = ..., columns: _Optional[_Union[Columns, _Mapping]] = ...) -> None: ...
+    weight: float
+    mix: _containers.RepeatedCompositeFieldContainer[MixedDataset]
+    def __init__(self, source: _Optional[str] = ..., split: _Optional[str] = ..., config: _Optional[str] = ..., eval_source: _Optional[str] = ..., eval_split: _Optional[str] = ..., eval_fraction: _Optional[float] = ..., format: _Optional[str] = ..., columns: _Optional[_Union[Columns, _Mapping]] = ..., weight: _Optional[float] = ..., mix: _Optional[_Iterable[_Union[MixedDataset, _Mapping]]] = ...) -> None: ...
+
+class MixedDataset(_message.Message):
+    __slots__ = ("source", "split", "config", "weight")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    split: str
+    config: str
+    weight: float
+    def __init__(self, source: _Optional[str] = ..., split: _Optional[str] = ..., config: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Columns(_message.Message):
     __slots__ = ("messages", "prompt", "completion", "text", "chosen", "rejected", "margin")
