@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from hone.run import TrainerExit
-from hone.spec import Dataset, Model
+from hone.spec import Dataset, MixedDataset, Model
 from hone.spec.methods import Sft
 from hone_trainer.data import Prepared, _load_when_there, _save, build, split_rows
 from hone_trainer.encoding import make_encoder
 from hone_trainer.failure import RunFailed
+from hone_trainer.tokens import histogram
 
 GOOD = [{"prompt": f"count to {number}: ", "completion": "1 " * number} for number in range(1, 41)]
 
@@ -56,6 +57,49 @@ def test_a_fraction_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -
     dataset = Dataset(source="file:///rows.jsonl", eval_fraction=0.9)
     with pytest.raises(RunFailed, match="leaves none to train on"):
         split_rows(dataset, write(tmp_path / "rows.jsonl", GOOD[:1]), None, seed=1, max_eval_rows=None)
+
+
+def test_what_is_held_out_of_mixed_sets_is_never_trained_on_however_often_its_row_is_repeated(tmp_path: Path) -> None:
+    places = [write(tmp_path / f"{name}.jsonl", GOOD[:20]) for name in "ab"]
+    more = MixedDataset(source="file:///b.jsonl", weight=2.5)
+    dataset = Dataset(source="file:///a.jsonl", eval_fraction=0.1, weight=0.5, mix=(more,))
+    train, held = split_rows(dataset, places[0], None, mixed=places[1:], seed=1, max_eval_rows=None)
+    assert held is not None
+    assert not set(train.indices.tolist()) & set(held.indices.tolist())
+    counts = np.bincount(train.indices, minlength=40)
+    assert sorted(counts[:20].tolist()) == [0] * 11 + [1] * 9
+    assert sorted(counts[20:].tolist()) == [0] * 2 + [2] * 9 + [3] * 9
+    assert len(held) == 4
+
+
+def test_copies_and_rows_that_are_trained_and_evaluated_on_are_counted(tokenizer: Any, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", [*GOOD, *GOOD[:3], {**GOOD[0], "note": "columns that are not read"}])
+    held = write(tmp_path / "held.jsonl", [*GOOD[5:7], {"prompt": "count to 3", "completion": ": 1 1 1 "}])
+    more = MixedDataset(source="file:///more.jsonl", split="train[:1]", weight=3)
+    dataset = Dataset(source="file:///train.jsonl", eval_source="file:///held.jsonl", weight=2, mix=(more,))
+    rows = split_rows(dataset, train, held, mixed=[write(tmp_path / "more.jsonl", GOOD)], seed=1, max_eval_rows=None)
+    encoder = make_encoder(tokenizer, Model(source="file:///base"), dataset, Sft(), rows[0])
+    found = build(encoder, *rows, sft=Sft(), questions=0)
+    assert found.train_counts.rows == 2 * 44 + 3
+    assert found.train_counts.rows_repeated == 5
+    assert found.eval_counts is not None
+    assert found.eval_counts.rows_in_training == 2
+
+
+def test_lengths_are_told_in_powers_of_two() -> None:
+    assert histogram([1, 16, 17, 32, 33, 1000]) == {"16": 2, "32": 2, "64": 1, "1024": 1}
+
+
+def test_rows_of_another_set_that_lack_the_columns_are_named(tokenizer: Any, tmp_path: Path) -> None:
+    more = MixedDataset(source="file:///chats.jsonl")
+    dataset = Dataset(source="file:///rows.jsonl", mix=(more,))
+    chats = write(tmp_path / "chats.jsonl", [{"messages": [{"role": "user", "content": "x"}]}])
+    train, _ = split_rows(
+        dataset, write(tmp_path / "rows.jsonl", GOOD), None, mixed=[chats], seed=1, max_eval_rows=None
+    )
+    encoder = make_encoder(tokenizer, Model(source="file:///base"), dataset, Sft(), train)
+    with pytest.raises(RunFailed, match=r"chats.jsonl line 1\): has no column prompt, only messages"):
+        build(encoder, train, None, sft=Sft(), questions=0)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -26,6 +26,7 @@ EVERYWHERE = {"--help"}
 OPTIONS = {
     "run": {"--set", "--json", "--server", "--namespace"},
     "plan": {"--set", "--explain", "--json", "--server", "--namespace"},
+    "data": {"--set", "--json"},
     "submit": {
         "--set", "--job-id", "--request-id", "--validate-only", "--json", "--server", "--namespace",
     },

@@ -65,7 +65,7 @@ def prepare(
     path = context.scratch / "data"
     if not context.leads_node:
         return _load_when_there(path)
-    with _temporary_files_in(context.scratch):
+    with temporary_files_in(context.scratch):
         prepared = encode(*open_sets(context))
     _report(context, prepared, *tell(prepared.train_counts))
     if context.run.launch.processes_per_node > 1:
@@ -74,7 +74,7 @@ def prepare(
 
 
 @contextmanager
-def _temporary_files_in(directory: Path) -> Iterator[None]:
+def temporary_files_in(directory: Path) -> Iterator[None]:
     """There is room for data there; /tmp may be memory."""
     before, tempfile.tempdir = tempfile.tempdir, str(directory)
     try:

@@ -66,11 +66,14 @@ class Inputs:
         return Inputs(**found, mixed=mixed, adapters=adapters)
 
 
-def fetch(run: Run, directory: Path) -> Inputs:
-    """Bring every source of the request to this machine. Raises RunFailed or a HoneError that names the source."""
+def fetch(run: Run, directory: Path, *, weights: bool = True) -> Inputs:
+    """Bring every source of the request to this machine; a model without its `weights` still has its tokenizer.
+
+    Raises RunFailed or a HoneError that names the source.
+    """
     spec = run.spec
-    named = _fetch(run, "model.source", spec.model.source, directory / "model")
-    model, adapters = _with_base(run, named, directory)
+    named = _fetch(run, "model.source", spec.model.source, directory / "model", weights=weights)
+    model, adapters = _with_base(run, named, directory, weights=weights)
     tokenizer = named if _has_tokenizer(named) else model
     if spec.model.tokenizer:
         tokenizer = _fetch(run, "model.tokenizer", spec.model.tokenizer, directory / "tokenizer")
@@ -103,7 +106,7 @@ class _Rows(NamedTuple):
     config: str | None
 
 
-def _with_base(run: Run, named: Source, directory: Path) -> tuple[Source, list[Source]]:
+def _with_base(run: Run, named: Source, directory: Path, *, weights: bool) -> tuple[Source, list[Source]]:
     """The model to load, and the adapters that belong to the run."""
     adapter = read_adapter_directory(Path(named.path), named.asked)
     if merge := run.spec.method.merge:
@@ -120,20 +123,21 @@ def _with_base(run: Run, named: Source, directory: Path) -> tuple[Source, list[S
         ]
     if adapter is None:
         return named, []
-    return _fetch(run, f"model.source: {named.asked}, its base", adapter.base, directory / "base"), [named]
+    field = f"model.source: {named.asked}, its base"
+    return _fetch(run, field, adapter.base, directory / "base", weights=weights), [named]
 
 
 def _has_tokenizer(source: Source) -> bool:
     return any((Path(source.path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
-def _fetch(run: Run, field: str, source: str, target: Path) -> Source:
+def _fetch(run: Run, field: str, source: str, target: Path, *, weights: bool = True) -> Source:
     """A model or tokenizer."""
     address = run.inputs.get(source, source)
     scheme, _, rest = address.partition("://")
     if scheme == "hf":
-        return _fetch_repository(field, source, rest)
-    path = _fetch_files(field, address, target)
+        return _fetch_repository(field, source, rest, weights=weights)
+    path = _fetch_files(field, address, target, weights=weights)
     if not path.is_dir():
         raise RunFailed(TrainerExit.USER, f"{field}: {source} is a file; a model is a directory with its config.json.")
     return Source(asked=source, path=str(path), address=address if address != source else "")
@@ -147,7 +151,7 @@ def _fetch_rows(run: Run, wanted: _Rows, target: Path) -> Source:
     return Source(asked=wanted.source, path=str(_fetch_files(wanted.field, address, target)))
 
 
-def _fetch_files(field: str, address: str, target: Path) -> Path:
+def _fetch_files(field: str, address: str, target: Path, *, weights: bool = True) -> Path:
     scheme, _, rest = address.partition("://")
     if scheme == "file":
         path = Path(unquote(rest))
@@ -157,13 +161,13 @@ def _fetch_files(field: str, address: str, target: Path) -> Path:
             )
         return path
     if scheme == "s3":
-        return _fetch_objects(field, rest, target)
+        return _fetch_objects(field, rest, target, weights=weights)
     raise RunFailed(
         TrainerExit.USER, f"{field}: {address} cannot be fetched.", fix="Use a file://, s3:// or hf:// source."
     )
 
 
-def _fetch_objects(field: str, rest: str, target: Path) -> Path:
+def _fetch_objects(field: str, rest: str, target: Path, *, weights: bool) -> Path:
     """Everything below a prefix, or the one object of that key; by its manifest where there is one."""
     bucket, _, key = rest.partition("/")
     key = key.rstrip("/")
@@ -173,7 +177,9 @@ def _fetch_objects(field: str, rest: str, target: Path) -> Path:
     found = list(store.list_objects(key))
     if not found:
         return _fetch_object(field, store, key, target / key.rpartition("/")[2])
-    if any(item.key == f"{key}/{MANIFEST}" for item in found):
+    if not weights:
+        found = [item for item in found if not item.key.endswith(_WEIGHTS)]
+    elif any(item.key == f"{key}/{MANIFEST}" for item in found):
         download_directory(store, key, target)
         return target
     for item in found:
@@ -205,16 +211,18 @@ def _fetch_object(field: str, store: ArtifactStore, key: str, path: Path) -> Pat
     return path
 
 
+_WEIGHTS = ".safetensors"
 _MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 
 
-def _fetch_repository(field: str, source: str, name: str) -> Source:
+def _fetch_repository(field: str, source: str, name: str, *, weights: bool) -> Source:
     from huggingface_hub import snapshot_download  # late: only hf:// needs it
 
     repository, _, revision = name.partition("@")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
-        path = snapshot_download(repository, revision=revision or None, allow_patterns=list(_MODEL_FILES))
+        patterns = [pattern for pattern in _MODEL_FILES if weights or not pattern.endswith(_WEIGHTS)]
+        path = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
     except HoneError:  # the run was asked to stop
         raise
     except Exception as error:

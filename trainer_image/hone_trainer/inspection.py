@@ -66,14 +66,14 @@ def _read(path: Path) -> Run:
 
 
 def _inspect(run: Run) -> dict[str, Any]:
-    from hone_trainer.data import split_rows
+    from hone_trainer.data import split_rows, temporary_files_in
     from hone_trainer.inputs import fetch
     from hone_trainer.model import load_tokenizer
 
     spec = run.spec
     assert spec.dataset is not None
-    with tempfile.TemporaryDirectory(prefix="hone-inspect-") as scratch:
-        inputs = fetch(run, Path(scratch))
+    with tempfile.TemporaryDirectory(prefix="hone-inspect-") as scratch, temporary_files_in(Path(scratch)):
+        inputs = fetch(run, Path(scratch), weights=False)
         assert inputs.dataset is not None
         tokenizer = load_tokenizer(inputs.tokenizer, spec.model)
         other = Path(inputs.eval_dataset.path) if inputs.eval_dataset else None

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hone.cli import backup, doctor, jobs, plan, prune, render, serve, spec
+from hone.cli import backup, data, doctor, jobs, plan, prune, render, serve, spec
 from hone.cli import run as runs
 from hone.cli.failure import EPILOG, ExitCode, tell
 
@@ -25,6 +25,7 @@ _START, _JOBS, _HERE = "Start", "Jobs", "This machine"
 _COMMANDS: tuple[tuple[str, str, Any], ...] = (
     ("run", _START, runs.run),
     ("plan", _START, plan.plan),
+    ("data", _START, data.data),
     ("submit", _START, jobs.submit),
     ("render", _START, render.render),
     ("spec", _START, spec.spec),
