@@ -32,7 +32,7 @@ from hone.store import Store
 Key = tuple[str, str]
 """(namespace, job id)"""
 
-NUM_WORKERS = 8
+NUM_WORKERS = 32
 MAX_PAUSE_S = 60.0
 NEW = 1
 """Version of a job that nothing has happened to."""

@@ -443,6 +443,8 @@ BAD_INPUTS = [
     ("a data set that is not there", "dataset.source", "is no file or directory"),
     ("an empty data set", "dataset.source", "is empty"),
     ("a data set of another kind", "dataset.source", "is not a data file"),
+    ("a pattern that nothing matches", "dataset.source", "no file in"),
+    ("a mixed data set that is not there", "dataset.mix.0.source", "is no file or directory"),
     ("a directory without data", "dataset.source", "holds no data file"),
     ("an evaluation set that is not there", "dataset.eval_source", "is no file or directory"),
     ("a tokenizer that is not there", "model.tokenizer", "is no file or directory"),
@@ -474,8 +476,12 @@ def _broken(case: str, inputs: Path) -> dict[str, Any]:
     elif case == "an empty data set":
         rows.write_text("")
     elif case == "a data set of another kind":
-        rows.rename(inputs / "rows.txt")
-        return {"dataset": {"source": f"file://{inputs / 'rows.txt'}"}}
+        rows.rename(inputs / "rows.docx")
+        return {"dataset": {"source": f"file://{inputs / 'rows.docx'}"}}
+    elif case == "a pattern that nothing matches":
+        return {"dataset": {"source": f"file://{inputs / 'part-*.jsonl'}"}}
+    elif case == "a mixed data set that is not there":
+        return {"dataset": {"source": f"file://{rows}", "mix": [{"source": f"file://{inputs / 'none'}"}]}}
     elif case == "a directory without data":
         (inputs / "notes").mkdir()
         (inputs / "notes" / "README.md").write_text("no rows")

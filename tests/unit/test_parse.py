@@ -97,6 +97,26 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "dataset.eval_fraction",
         "give one",
     ),
+    "a split that is none": (
+        good(dataset={"source": "hf://a/b", "split": "train[10-20]"}),
+        "dataset.split",
+        "write train, train[:5000]",
+    ),
+    "a mixed split that is none": (
+        good(dataset={"source": "hf://a/b", "mix": [{"source": "hf://a/c", "split": "train++test"}]}),
+        "dataset.mix.0.split",
+        "'' is not a split",
+    ),
+    "a weight of nothing": (
+        good(dataset={"source": "hf://a/b", "mix": [{"source": "hf://a/c", "weight": 0}]}),
+        "dataset.mix.0.weight",
+        "is too small",
+    ),
+    "a job among the data": (
+        good(dataset={"source": "hf://a/b", "mix": [{"source": "job://sft/adapter"}]}),
+        "dataset.mix.0.source",
+        "leaves models and adapters, no data set",
+    ),
     "format of another method": (
         good(dataset={"source": "hf://a/b", "format": "preference"}),
         "dataset.format",

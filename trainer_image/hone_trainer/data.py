@@ -121,7 +121,7 @@ def split_rows(
     """
     sets = [open_rows(path, source=dataset.source, split=dataset.split)]
     for number, (part, place) in enumerate(zip(dataset.mix, mixed, strict=True)):
-        sets.append(open_rows(place, source=part.source, split=part.split, field=f"dataset.mix[{number}].split"))
+        sets.append(open_rows(place, source=part.source, split=part.split, field=f"dataset.mix.{number}.split"))
     weights = [dataset.weight, *(part.weight for part in dataset.mix)]
     evaluation = None
     if dataset.eval_source and eval_path:

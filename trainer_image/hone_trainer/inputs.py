@@ -90,7 +90,7 @@ def _fetch_data(run: Run, dataset: Dataset, directory: Path) -> dict[str, Any]:
         wanted = _Rows("dataset.eval_source", dataset.eval_source, [dataset.eval_split or "test"], dataset.config)
         found["eval_dataset"] = _fetch_rows(run, wanted, directory / "eval")
     mixed = [
-        _Rows(f"dataset.mix[{number}].source", part.source, [part.split], part.config)
+        _Rows(f"dataset.mix.{number}.source", part.source, [part.split], part.config)
         for number, part in enumerate(dataset.mix)
     ]
     places = (directory / f"mix-{number}" for number in range(len(mixed)))
