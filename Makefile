@@ -35,7 +35,7 @@ check: venv  ## format, lint, types, layers, protos, generated files
 SOAK_MINUTES ?= 30
 SOAK_SEED ?=
 soak: venv  ## what takes long, here and on the cluster; then the service killed at random points for SOAK_MINUTES, by SOAK_SEED
-	$(BIN)/python -m pytest -n 0 -m slow tests
+	SOAK_SEED=$(SOAK_SEED) $(BIN)/python -m pytest -n 0 -m slow tests
 	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_SEED=$(SOAK_SEED) $(BIN)/python -m pytest -n 0 tests/cluster/test_kills.py -k at_random
 
 LEARN_SEEDS ?= 1 2 3
