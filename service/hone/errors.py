@@ -10,7 +10,7 @@
     │   ├── Refused          not allowed, or over a quota
     │   └── NotServed        known, and not built yet
     ├── TemporaryError       sending it again may help; retried by type, in one place
-    │   ├── Unavailable      the service, its database or the cluster cannot be reached
+    │   ├── Unavailable      the service, its database, the cluster or the Hub cannot be reached
     │   └── StorageUnavailable
     └── PermanentError       nobody's request is at fault; a person has to look
         ├── IntegrityError   bytes are not what their manifest says
@@ -126,7 +126,7 @@ class TemporaryError(HoneError):
 
 
 class Unavailable(TemporaryError):
-    """The service, its database or the cluster cannot be reached."""
+    """The service, its database, the cluster or the Hub cannot be reached."""
 
     reason = "UNAVAILABLE"
 

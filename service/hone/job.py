@@ -99,7 +99,8 @@ class EventType(StrEnum):
     STATE = "state"
     """The job's state changed; fields.state, fields.reason."""
     PHASE = "phase"
-    """The trainer entered a phase; fields.phase is loading, data, model, training, evaluation, saving, uploading."""
+    """The trainer entered a phase; fields.phase is loading, data, model, training, evaluation, saving, uploading,
+    pushing."""
     PROGRESS = "progress"
     """A training step; metrics.loss, learning_rate, grad_norm, tokens_per_second, eta_s, epoch, max_steps, …"""
     EVAL = "eval"
@@ -114,9 +115,9 @@ class EventType(StrEnum):
     """A checkpoint is complete; step, fields.place (below the job's root), uri, size_bytes, sha256 (of its manifest),
     removes (places that are deleted now, separated by spaces)."""
     NOTE = "note"
-    """Something worth knowing."""
+    """Something worth knowing; fields.hub, url, commit, … of a push to the Hub."""
     WARNING = "warning"
-    """Supported, but unwise; or something was dropped."""
+    """Supported, but unwise; or something was dropped. With fields.hub and error: a push to the Hub that failed."""
     FAILURE = "failure"
     """An attempt failed; fields as in Failure."""
 

@@ -36,6 +36,11 @@ def promised_outputs(artifacts: ArtifactStore, job: Job, attempt: Attempt, told:
     return tuple(found)
 
 
+def push_sentence(told: Iterable[Event]) -> str:
+    """What the attempt said of its push to the Hub; empty where none was asked for."""
+    return next((event.message for event in reversed(list(told)) if "hub" in event.fields), "")
+
+
 def recorded_outputs(
     artifacts: ArtifactStore, layout: JobLayout, spec: JobSpec, *, attempt: int | None = None
 ) -> dict[str, Output]:

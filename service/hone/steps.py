@@ -24,7 +24,7 @@ from hone.errors import (
 from hone.failures import input_missing, lost, too_late, unproven
 from hone.job import TRANSITIONS, Attempt, Event, EventType, Failure, FailureClass, Job, State
 from hone.references import places, waits_for
-from hone.results import promised_outputs
+from hone.results import promised_outputs, push_sentence
 from hone.run import ResumePoint, Run, is_retried
 from hone.storage import ArtifactStore, JobLayout
 from hone.store import Change, Store
@@ -244,6 +244,7 @@ class Step:
         try:
             told = self._told(attempt, EventType.OUTPUT)
             outputs = promised_outputs(self.world.artifacts, self.job, attempt, told)
+            pushed = push_sentence(self._told(attempt, EventType.NOTE, EventType.WARNING))
         except TemporaryError as error:
             self._explain(f"It has ended well; its outputs cannot be read back yet. {error}")
             raise
@@ -255,7 +256,8 @@ class Step:
                 return 0.0
             self._update_ended(change, attempt, seen, state=State.SUCCEEDED)
             kinds = " and ".join(output.kind for output in outputs)
-            change.to_state(State.SUCCEEDED, f"Read back: {kinds}." if kinds else "Done.", outputs=outputs)
+            reason = f"Read back: {kinds}. {pushed}".strip() if kinds else "Done."
+            change.to_state(State.SUCCEEDED, reason, outputs=outputs)
         crash_point("finished")
         return 0.0
 
@@ -312,9 +314,9 @@ class Step:
     def _met_deadline(self, attempt: Attempt) -> bool:
         return any("deadline" in event.fields for event in self._told(attempt, EventType.WARNING))
 
-    def _told(self, attempt: Attempt, kind: EventType) -> Sequence[Event]:
-        """The attempt's events of one type."""
-        return self.world.store.events(self.job.namespace, job=self.job, types=(kind,), attempt=attempt.number)
+    def _told(self, attempt: Attempt, *kinds: EventType) -> Sequence[Event]:
+        """The attempt's events of these types."""
+        return self.world.store.events(self.job.namespace, job=self.job, types=kinds, attempt=attempt.number)
 
     def _end_on_request(self, attempt: Attempt | None) -> float:
         """Cancel or pause it: what runs is asked to end, and looked at until it has."""

@@ -1,8 +1,16 @@
-"""The model card: short, and without paths of the machine that trained."""
+"""The model card: base, data, settings and figures of one output; without paths of the machine that trained.
+
+Written beside every output, so that what is pushed to the Hub is what the store holds, byte by byte.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from hone import __version__
 from hone_trainer.base_identity import public_name
 from hone_trainer.context import RunContext
+from hone_trainer.data import Prepared
 
 _USE = {
     "adapter": "PeftModel.from_pretrained(base, directory)",
@@ -20,15 +28,28 @@ _METHODS = {
     "reward": "trained as a reward model",
     "merge": "merged from adapters",
 }
+_KL = {"kl_nats": "from the model as trained", "kl_nats_bf16_base": "from the adapter on the base in bf16"}
 
 
-def card(context: RunContext, *, kind: str) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known at the end of a run only."""
+
+    data: Prepared | None = None
+    steps: int = 0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """As result.json has them."""
+
+
+def card(context: RunContext, facts: Facts, *, kind: str) -> str:
     """README.md of one output."""
     spec, base = context.run.spec, context.inputs.model
     method = spec.method.name
     front = ["---", "library_name: peft" if kind == "adapter" else "library_name: transformers"]
     if base.asked.startswith("hf://"):
         front.append(f"base_model: {public_name(base)}")
+    if context.inputs.dataset and context.inputs.dataset.asked.startswith("hf://"):
+        front.append(f"datasets: [{public_name(context.inputs.dataset)}]")
     what = "LoRA adapter" if kind == "adapter" else "Model"
     lines = [
         *front,
@@ -39,12 +60,57 @@ def card(context: RunContext, *, kind: str) -> str:
         "",
         f"{what} {_METHODS.get(method, f'trained by {method}')} with Hone {__version__}.",
         "",
-        f"- base: {public_name(base)}{f' at {base.revision}' if base.revision else ''}"
+        f"- base: {public_name(base)}{_at(base.revision)}"
         f"{f', in 4 bits ({spec.quantization})' if spec.quantization else ''}",
-        *(_merged(context) if spec.method.merge else _trained(context)),
+        *(_merged(context) if spec.method.merge else [*_data(context, facts), *_trained(context)]),
+        *_results(facts),
     ]
     use = (_USE_OF_SCORES if spec.method.reward else _USE)[kind]
     return "\n".join([*lines, "", f"Use: `{use}`", ""])
+
+
+def _data(context: RunContext, facts: Facts) -> list[str]:
+    """The data sets by their public names, with revision, split and rows."""
+    spec, source, data = context.run.spec.dataset, context.inputs.dataset, facts.data
+    if spec is None or source is None or data is None:
+        return []
+    split = f", split {spec.split}" if source.asked.startswith("hf://") else ""
+    rows = f"{data.train_counts.rows_used:,} of {data.train_counts.rows:,} rows"
+    lines = [
+        f"- data: {public_name(source)}{_at(source.revision)}{split}, {rows}, SHA-256 of its tokens {data.fingerprint}"
+    ]
+    if data.eval_counts:
+        held_out = context.inputs.eval_dataset
+        where = f"{public_name(held_out)}{_at(held_out.revision)}" if held_out else "held out of the same"
+        lines.append(f"- evaluated on: {where}, {data.eval_counts.rows_used:,} rows")
+    return lines
+
+
+def _results(facts: Facts) -> list[str]:
+    """Losses before and after, and how exact a merge is; what was not measured is not mentioned."""
+    metrics, lines = facts.metrics, []
+    if facts.steps:
+        losses = [metrics.get("first_loss"), metrics.get("last_loss")]
+        lines.append(f"- {facts.steps:,} steps, training loss {_change(losses)}")
+    before, after = metrics.get("eval_before") or {}, metrics.get("eval_after") or {}
+    for name, text in (
+        ("eval_loss", "evaluation loss"),
+        ("eval_rewards/accuracies", "held-out pairs in the right order"),
+    ):
+        if name in after:
+            lines.append(f"- {text} {_change([before.get(name), after[name]])}")
+    if merge := metrics.get("merge"):
+        figures = ", ".join(f"{value:.2g} {_KL[name]}" for name, value in merge.items() if name in _KL)
+        lines.append(f"- merged; divergence in nats a token: {figures}")
+    return lines
+
+
+def _at(revision: str) -> str:
+    return f" at {revision}" if revision else ""
+
+
+def _change(values: list[float | None]) -> str:
+    return " → ".join(f"{value:.4g}" for value in values if value is not None) or "not measured"
 
 
 def _trained(context: RunContext) -> list[str]:

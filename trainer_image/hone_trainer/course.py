@@ -9,6 +9,7 @@ from accelerate.utils import broadcast_object_list
 
 from hone.job import EventType
 from hone_trainer import outputs, sharding
+from hone_trainer.card import Facts
 from hone_trainer.checkpoints import resume, train
 from hone_trainer.context import RunContext
 from hone_trainer.data import Prepared
@@ -53,7 +54,13 @@ def follow(
     trainer.accelerator.wait_for_everyone()
     if context.is_main:
         context.phase("saving")
-    merge = outputs.save(context, trainer.model, tokenizer)
+    metrics = {
+        "first_loss": watch.progress.first_loss,
+        "last_loss": watch.progress.last_loss,
+        "eval_before": watch.before,
+        "eval_after": after,
+    }
+    merge = outputs.save(context, trainer.model, tokenizer, Facts(data=data, steps=steps, metrics=metrics))
     if context.is_main:
         clock.mark("saving")
         record = outputs.record(
@@ -61,13 +68,7 @@ def follow(
             data=data,
             clock=clock,
             parameters=parameters,
-            metrics={
-                "first_loss": watch.progress.first_loss,
-                "last_loss": watch.progress.last_loss,
-                "eval_before": watch.before,
-                "eval_after": after,
-                "merge": merge,
-            },
+            metrics={**metrics, "merge": merge},
             steps={
                 "done": steps,
                 "max": trainer.state.max_steps,

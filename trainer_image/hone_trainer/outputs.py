@@ -8,7 +8,7 @@ import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hone.job import EventType
 from hone.modelinfo import ADAPTER_IDENTITY
 from hone_trainer import merging, sharding
 from hone_trainer.base_identity import base_identity, public_name
-from hone_trainer.card import card
+from hone_trainer.card import Facts, card
 from hone_trainer.context import RunContext
 from hone_trainer.data import Prepared
 from hone_trainer.inputs import Source
@@ -54,21 +54,21 @@ class Clock:
         self._last = now
 
 
-def save(context: RunContext, model: Any, tokenizer: Any) -> dict[str, float] | None:
+def save(context: RunContext, model: Any, tokenizer: Any, facts: Facts) -> dict[str, float] | None:
     """Write and check every promised output. What is answered is how exact the merge is, where there is one.
 
-    The first rank does it; the others hand over what they hold of the weights.
+    The first rank does it; the others hand over what they hold of the weights. `facts` are for the card.
     """
     if context.run.spec.adapter is None:
         if sharding.splits_weights(context.run.launch):
             model = sharding.consolidated(model, kept=context.is_main)
         sharding.load_whole()
         if context.is_main:
-            _save_model(context, model, tokenizer)
+            _save_model(context, model, tokenizer, facts)
         return None
     with sharding.whole(parameter for parameter in model.parameters() if parameter.requires_grad):
         if context.is_main:
-            _save_adapter(context, model, tokenizer)
+            _save_adapter(context, model, tokenizer, facts)
     sharding.load_whole()
     if not (context.run.spec.output.merged and context.is_main):
         return None
@@ -76,10 +76,11 @@ def save(context: RunContext, model: Any, tokenizer: Any) -> dict[str, float] | 
     fix = (
         "Leave output.merged out and serve the adapter beside its base, or merge it with a larger method.merge.max_kl."
     )
-    return save_merged(context, tokenizer, [Part(adapter=trained)], combination="cat", limit=MAX_MERGE_KL, fix=fix)
+    parts = [Part(adapter=trained)]
+    return save_merged(context, tokenizer, parts, facts, combination="cat", limit=MAX_MERGE_KL, fix=fix)
 
 
-def _save_adapter(context: RunContext, model: Any, tokenizer: Any) -> None:
+def _save_adapter(context: RunContext, model: Any, tokenizer: Any, facts: Facts) -> None:
     directory, base, spec = context.output("adapter"), context.inputs.model, context.run.spec
     # Only what was trained, and no frozen copy beside it. Whether embeddings were resized would be asked of the Hub.
     model.save_pretrained(directory, selected_adapters=["default"], save_embedding_layers=False)
@@ -90,21 +91,30 @@ def _save_adapter(context: RunContext, model: Any, tokenizer: Any) -> None:
     dtype = str(weights_dtype(context.run.launch, adapted=True)).removeprefix("torch.")
     identity = base_identity(base) | {"dtype": dtype, "quantization": spec.quantization or ""}  # as it was loaded
     (directory / ADAPTER_IDENTITY).write_text(json.dumps(identity, indent=2), encoding="utf-8")
-    _finish(context, directory, tokenizer, kind="adapter")
+    tokenizer.save_pretrained(directory)
+    _write_card(context, directory, facts, kind="adapter")
     compare(saved_tensors(model), load_file(directory / WEIGHTS), where=directory)
 
 
-def _save_model(context: RunContext, model: Any, tokenizer: Any) -> None:
+def _save_model(context: RunContext, model: Any, tokenizer: Any, facts: Facts) -> None:
     """Full fine-tuning: the whole model, in the precision of the files it came from."""
     directory = context.output("model")
     model.to(stored_dtype(Path(context.inputs.model.path)))
     model.save_pretrained(directory)
-    _finish(context, directory, tokenizer, kind="model")
+    tokenizer.save_pretrained(directory)
+    _write_card(context, directory, facts, kind="model")
     compare(dict(model.named_parameters()), dict(_reload(context, directory).named_parameters()), where=directory)
 
 
 def save_merged(
-    context: RunContext, tokenizer: Any, parts: Sequence[Part], *, combination: str, limit: float, fix: str
+    context: RunContext,
+    tokenizer: Any,
+    parts: Sequence[Part],
+    facts: Facts,
+    *,
+    combination: str,
+    limit: float,
+    fix: str,
 ) -> dict[str, float]:
     """Merge in fp32, save in the base's precision, reload, and measure what merging and rounding cost.
 
@@ -117,19 +127,19 @@ def save_merged(
     text_config.eos_token_id, text_config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     model.generation_config.eos_token_id = stop_tokens(model, tokenizer)
     model.save_pretrained(directory)
-    _finish(context, directory, tokenizer, kind="merged")
+    tokenizer.save_pretrained(directory)
     reloaded = _reload(context, directory)
     compare(dict(model.named_parameters()), dict(reloaded.named_parameters()), where=directory)
     del model  # one copy in fp32 at a time
     quality = references.quality(merging.logits(reloaded.float()))
     context.event(EventType.NOTE, merging.sentence(quality, limit=limit), metrics=quality)
     merging.check(quality, limit=limit, fix=fix)
+    _write_card(context, directory, replace(facts, metrics={**facts.metrics, "merge": quality}), kind="merged")
     return quality
 
 
-def _finish(context: RunContext, directory: Path, tokenizer: Any, *, kind: str) -> None:
-    tokenizer.save_pretrained(directory)
-    (directory / "README.md").write_text(card(context, kind=kind), encoding="utf-8")
+def _write_card(context: RunContext, directory: Path, facts: Facts, *, kind: str) -> None:
+    (directory / "README.md").write_text(card(context, facts, kind=kind), encoding="utf-8")
 
 
 def _reload(context: RunContext, directory: Path) -> Any:

@@ -33,6 +33,7 @@ import yaml
 from hone.errors import IntegrityError, NotFound
 from hone.job import EventType
 from hone.run import ResumePoint, Run, TrainerExit, spec_hash
+from hone.spec.outputs import output_kinds
 from hone.storage import (
     JobLayout,
     Manifest,
@@ -88,6 +89,8 @@ class Publisher:
         self._scrubber = Scrubber(environment)
         self._job = JobLayout(run.namespace, run.job)
         self._claim: Claim | None = None
+        self._result: dict[str, Any] = {}
+        """What result.json holds, once it is written."""
         self._store = open_store(run.store)
 
     def finished(self) -> dict[str, Any] | None:
@@ -99,7 +102,7 @@ class Publisher:
         if not isinstance(result, dict) or result.get("spec_hash") != spec_hash(self._run.spec):
             return None
         outputs = result.get("outputs", {})
-        complete = _promised(self._run) <= outputs.keys() and all(map(self._is_there, outputs.values()))
+        complete = set(output_kinds(self._run.spec)) <= outputs.keys() and all(map(self._is_there, outputs.values()))
         return result if complete else None
 
     def tell_finished(self, result: Mapping[str, Any]) -> None:
@@ -151,9 +154,18 @@ class Publisher:
                 self._check_fence()
                 outputs[kind] = self._send(kind, directory)
         self._check_fence()
-        result = self._scrubber.value(self._result(record, outputs, seconds))
-        text = json.dumps(result, indent=2, ensure_ascii=False)
-        self._write_over_older(self._job.result, text.encode(), epoch_of=_epoch_of_result)
+        self._result = self._record(record, outputs, seconds)
+        self._write_result()
+
+    def files(self, kind: str) -> Sequence[ManifestFile]:
+        """Files of an output that was published, as its manifest in the store lists them."""
+        described = self._result["outputs"][kind]
+        return read_manifest(self._store, self._job.output(described["place"]), digest=described["sha256"]).files
+
+    def record_push(self, outcome: Mapping[str, Any]) -> None:
+        """Add what became of the push to the record; what was published stays as it is."""
+        self._result["hub"] = dict(outcome)
+        self._write_result()
 
     def publish_checkpoint(
         self, directory: Path, *, step: int, removes: Sequence[str], elsewhere: Sequence[ManifestFile] = ()
@@ -242,7 +254,11 @@ class Publisher:
             return False
         return all(holds_file(self._store, prefix, file) for file in manifest.files)
 
-    def _result(self, record: Mapping[str, Any], outputs: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    def _write_result(self) -> None:
+        text = json.dumps(self._scrubber.value(self._result), indent=2, ensure_ascii=False)
+        self._write_over_older(self._job.result, text.encode(), epoch_of=_epoch_of_result)
+
+    def _record(self, record: Mapping[str, Any], outputs: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         assert self._claim is not None
         head = {
             "job": self._run.job,
@@ -287,15 +303,6 @@ class Publisher:
             TrainerExit.FENCED,
             f"{who} owns job {self._run.job} now; attempt {self._run.attempt} stops and writes nothing.",
         )
-
-
-def _promised(run: Run) -> set[str]:
-    """Outputs that the request promises."""
-    if run.spec.method.name == "merge":
-        return {"merged"}
-    if run.spec.adapter is None:
-        return {"model"}
-    return {"adapter", "merged"} if run.spec.output.merged else {"adapter"}
 
 
 def _epoch_of_result(data: bytes) -> int:

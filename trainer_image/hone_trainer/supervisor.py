@@ -29,6 +29,7 @@ from hone_trainer.gang import Alone, Gang, PeerEnded, follow_up
 from hone_trainer.inputs import fetch
 from hone_trainer.node import Node
 from hone_trainer.publish import Publisher
+from hone_trainer.push import push_output, tell_pushed, warn_without_token
 from hone_trainer.report import EventLog, Printer, Relay, say, sender
 from hone_trainer.stop import Stop, interrupt_for_peer, stop_signals
 from hone_trainer.uploads import Shares, Uploads, fetch_checkpoint
@@ -146,6 +147,7 @@ class _Attempt:
                     assert self._publisher is not None
                     with self._stop.at_once():
                         self._publisher.publish(scratch, seconds=time.monotonic() - started)
+                    push_output(run, self._publisher, self._events, scratch / "outputs", self._stop)
             return failure
         finally:
             shutil.rmtree(scratch, ignore_errors=True)  # nothing half-made is left behind
@@ -169,10 +171,12 @@ class _Attempt:
         if result := self._publisher.finished():
             if self._node.is_main:
                 self._publisher.tell_finished(result)
+                tell_pushed(run, result, self._events)
             say(f"Complete results of this request are in the store already: {', '.join(_places(result))}.")
             return True
         if self._node.is_main:
             self._publisher.claim()
+            warn_without_token(run, self._events)
         self._gang.meet()
         self._events.write(EventType.PHASE, "loading", fields={"phase": "loading"})
         inputs = fetch(run, self._directory.scratch / "inputs")

@@ -185,6 +185,7 @@ def _facts(spec: "JobSpec", plan: "Plan") -> list[tuple[str, str]]:
         ("batch", "" if merge else batch_text(launch)),
         ("launch", launch_text(launch)),
         ("outputs", outputs),
+        ("push", _push(spec)),
         ("needs", f"{q.size(plan.host_memory_bytes)} of memory and {q.size(plan.disk_bytes)} of disk on each machine"),
     ]
     if plan.max_steps:
@@ -192,6 +193,18 @@ def _facts(spec: "JobSpec", plan: "Plan") -> list[tuple[str, str]]:
     facts += [("note", note) for note in plan.notes]
     facts += [("warning", warning) for warning in plan.warnings]
     return [(name, fact) for name, fact in facts if fact]
+
+
+def _push(spec: "JobSpec") -> str:
+    """`merged → my-org/name on the Hub, private`; nothing where it is not asked for."""
+    from hone.spec.outputs import output_kinds, pushed_kind
+
+    hub = spec.output.hub
+    if hub is None:
+        return ""
+    branch = f", branch {hub.branch}" if hub.branch else ""
+    kind = pushed_kind(output_kinds(spec), hub.what)
+    return f"{kind} → {hub.repo} on the Hub{branch}, {'private' if hub.private else 'public'}"
 
 
 def _data(spec: "JobSpec") -> str:

@@ -147,6 +147,8 @@ def _notes(
     yield from (f"warning: {warning}" for warning in planned.plan.warnings)
     if unserved := not_served(spec):
         yield f"warning: the trainer of this version ends at once: {unserved}"
+    if spec.output.hub and not cluster.hub.token_secret:
+        yield "warning: output.hub will not be pushed: no Secret is named for the Hub's token (hub.token_secret)."
     if "@sha256:" not in cluster.image:
         yield f"note: {cluster.image} is a tag, which may name another image tomorrow; name it by digest (@sha256:…)."
     if needs := [f"  {need}" for need in _needs(planned, cluster, tenant_too=tenant_too)]:

@@ -12,6 +12,7 @@ PHASES: Mapping[str, str] = {
     "model": "loading the model",
     "saving": "writing the outputs and checking them",
     "uploading": "storing the outputs under their manifests",
+    "pushing": "sending an output to the Hub",
 }
 """What the trainer does in each phase, for people."""
 _SEEN_BY_STEPS = ("training", "evaluation")

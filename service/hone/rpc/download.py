@@ -1,12 +1,13 @@
 """Outputs of a job, straight from the artefact store with the caller's own credentials; every file is verified."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hone.errors import NotFound
 from hone.job import Output
-from hone.storage import download_directory, open_store
+from hone.storage import ArtifactStore, Manifest, download_directory, open_store, read_manifest
 
 Progress = Callable[[int, int], None]
 
@@ -25,12 +26,25 @@ def download(outputs: Sequence[Output], directory: Path, *, progress: Progress |
     return paths
 
 
+def manifest_of(output: Output) -> Manifest:
+    """Which files an output has, without fetching them; raises as `download` does."""
+    with _store_of(output) as (store, prefix):
+        return read_manifest(store, prefix, digest=output.sha256)
+
+
 def _download(output: Output, path: Path, progress: Progress | None) -> None:
+    with _store_of(output) as (store, prefix):
+        download_directory(store, prefix, path, digest=output.sha256, progress=progress)
+
+
+@contextmanager
+def _store_of(output: Output) -> Iterator[tuple[ArtifactStore, str]]:
+    """The store that an output lies in, and its prefix there."""
     root, _, prefix = output.uri.rpartition("/")
     endpoint = os.environ.get("HONE_STORE_ENDPOINT") or None
     store = open_store(root, endpoint=endpoint if root.startswith("s3://") else None)
     try:
-        download_directory(store, prefix, path, digest=output.sha256, progress=progress)
+        yield store, prefix
     except NotFound as error:
         if not output.uri.startswith("file://"):
             raise

@@ -250,12 +250,16 @@ class Reporting(Part):
 
 
 class Hub(Part):
-    """A push to the Hugging Face Hub, after the outputs are safe in the store."""
+    """A push to the Hugging Face Hub, after the outputs are safe in the store; one that fails does not fail the job."""
 
     repo: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]
     """`organisation/name`."""
     private: bool = setting(True, origin="Hone: publishing is a choice")
     """Whether only the organisation sees it."""
+    what: Literal["adapter", "merged", "model"] | None = setting(None, origin="merged, else what the run leaves")
+    """Which output is pushed."""
+    branch: str | None = setting(None, origin="main")
+    """Branch to push to; it is made from main where it is not there."""
 
 
 class Output(Part):

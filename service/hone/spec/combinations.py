@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hone.errors import NotServed, Violation
 from hone.spec import Dataset, JobSpec
 from hone.spec.methods import METHODS
+from hone.spec.outputs import hub_violations
 from hone.spec.secret import secret_message, secrets
 from hone.spec.sources import sources
 from hone.spec.splits import HOW, read_split
@@ -160,6 +161,7 @@ def violations(spec: JobSpec) -> list[Violation]:
         *_data_rules(spec),
         *_compute_rules(spec),
         *_scheduling_rules(spec),
+        *hub_violations(spec),
         *_secret_rules(spec),
     ]
 
@@ -174,7 +176,6 @@ def refuse_unserved(spec: JobSpec) -> None:
 
 
 def _unserved_fields(spec: JobSpec) -> Iterator[tuple[bool, str]]:
-    yield spec.output.hub is not None, "A push to the Hub (output.hub) is not served by this version: remove it."
     yield bool(spec.reporting.trackers), "Trackers (reporting.trackers) are not served by this version: remove them."
     if spec.compute.strategy == "zero3" and (dpo := spec.method.dpo):
         yield dpo.precompute_reference, ("method.dpo.precompute_reference under strategy zero3 is not served by this "

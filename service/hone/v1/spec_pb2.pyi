@@ -466,9 +466,13 @@ class OutputOptions(_message.Message):
     def __init__(self, merged: _Optional[bool] = ..., hub: _Optional[_Union[Hub, _Mapping]] = ...) -> None: ...
 
 class Hub(_message.Message):
-    __slots__ = ("repo", "private")
+    __slots__ = ("repo", "private", "what", "branch")
     REPO_FIELD_NUMBER: _ClassVar[int]
     PRIVATE_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    BRANCH_FIELD_NUMBER: _ClassVar[int]
     repo: str
     private: bool
-    def __init__(self, repo: _Optional[str] = ..., private: _Optional[bool] = ...) -> None: ...
+    what: str
+    branch: str
+    def __init__(self, repo: _Optional[str] = ..., private: _Optional[bool] = ..., what: _Optional[str] = ..., branch: _Optional[str] = ...) -> None: ...

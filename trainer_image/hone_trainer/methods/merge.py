@@ -4,6 +4,7 @@ import json
 
 from hone.job import EventType
 from hone_trainer import outputs
+from hone_trainer.card import Facts
 from hone_trainer.context import RunContext
 from hone_trainer.merging import Part
 from hone_trainer.model import check_model, load_tokenizer
@@ -32,6 +33,7 @@ def run(context: RunContext) -> None:
         context,
         tokenizer,
         parts,
+        Facts(),
         combination=merge.combination,
         limit=merge.max_kl,
         fix="Raise method.merge.max_kl, where the model is good enough all the same.",
