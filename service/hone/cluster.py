@@ -113,7 +113,7 @@ class HubAccess(Part):
     endpoint: Url | None = setting(None, origin="huggingface.co")
     """Address of a mirror."""
     token_secret: SecretKey | None = setting(None, origin="none: public repositories only")
-    """The token, by reference."""
+    """The token, by reference; a push needs one that may write."""
 
 
 class Toleration(Part):
@@ -165,7 +165,7 @@ class Cluster(Part):
     report: Report | None = setting(None, origin="nobody listens")
     """The service that pods report to; absent for manifests that people apply by hand."""
     hub: HubAccess = setting(HubAccess(), origin="huggingface.co")
-    """Where hf:// sources come from."""
+    """Where hf:// sources come from, and where outputs are pushed to (output.hub)."""
     ca_config_map: ConfigMapKey | None = setting(None, origin="the image's own")
     """Bundle of certificate authorities for every connection of the pod, the public ones that it needs included."""
     proxy: Proxy | None = setting(None, origin="none")

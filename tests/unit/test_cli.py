@@ -42,6 +42,9 @@ OPTIONS = {
     "cancel": {"--json", "--server", "--namespace"},
     "delete": {"--artifacts", "--yes", "--json", "--server", "--namespace"},
     "download": {"--kind", "--json", "--server", "--namespace"},
+    "push": {
+        "--repo", "--what", "--branch", "--public", "--dry-run", "--json", "--server", "--namespace",
+    },
     "serve": {"--address"},
     "doctor": {"--json"},
     "prune": {"--older-than", "--dry-run", "--yes", "--json"},

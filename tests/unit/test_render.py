@@ -110,6 +110,11 @@ def test_what_the_trainer_does_not_run_yet_is_a_warning(request_file: Path, caps
     assert "warning: the trainer of this version ends at once: Trackers" in notes
 
 
+def test_a_push_that_will_have_no_token_is_a_warning(request_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = rendered(capsys, request_file, *FLAGS, "--set", "output.hub.repo=org/name")[1]
+    assert "warning: output.hub will not be pushed: no Secret is named" in notes
+
+
 def test_a_tag_is_worth_a_note_and_a_digest_is_not(request_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is a tag" not in rendered(capsys, request_file, *FLAGS)[1]
     flags = ["--image", "registry.example.com/trainer:1", *FLAGS[2:]]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hone import __version__
+from hone.spec import Dataset, MixedDataset
 from hone_trainer.base_identity import public_name
 from hone_trainer.context import RunContext
 from hone_trainer.data import Prepared
@@ -48,8 +49,9 @@ def card(context: RunContext, facts: Facts, *, kind: str) -> str:
     front = ["---", "library_name: peft" if kind == "adapter" else "library_name: transformers"]
     if base.asked.startswith("hf://"):
         front.append(f"base_model: {public_name(base)}")
-    if context.inputs.dataset and context.inputs.dataset.asked.startswith("hf://"):
-        front.append(f"datasets: [{public_name(context.inputs.dataset)}]")
+    asked = [source for source in (context.inputs.dataset, *context.inputs.mixed) if source]
+    if named := [public_name(source) for source in asked if source.asked.startswith("hf://")]:
+        front.append(f"datasets: [{', '.join(named)}]")
     what = "LoRA adapter" if kind == "adapter" else "Model"
     lines = [
         *front,
@@ -71,18 +73,22 @@ def card(context: RunContext, facts: Facts, *, kind: str) -> str:
 
 def _data(context: RunContext, facts: Facts) -> list[str]:
     """The data sets by their public names, with revision, split and rows."""
-    spec, source, data = context.run.spec.dataset, context.inputs.dataset, facts.data
-    if spec is None or source is None or data is None:
+    spec, inputs, data = context.run.spec.dataset, context.inputs, facts.data
+    if spec is None or inputs.dataset is None or data is None:
         return []
-    split = f", split {spec.split}" if source.asked.startswith("hf://") else ""
-    rows = f"{data.train_counts.rows_used:,} of {data.train_counts.rows:,} rows"
+    chosen: list[Dataset | MixedDataset] = [spec, *spec.mix]
+    parts = zip(chosen, [inputs.dataset, *inputs.mixed], strict=True)
     lines = [
-        f"- data: {public_name(source)}{_at(source.revision)}{split}, {rows}, SHA-256 of its tokens {data.fingerprint}"
+        f"- data: {public_name(source)}{_at(source.revision)}, split {part.split}"
+        f"{f', weight {part.weight:g}' if spec.mix else ''}"
+        for part, source in parts
     ]
+    used, rows = data.train_counts.rows_used, data.train_counts.rows
+    lines.append(f"- trained on {used:,} of {rows:,} rows; SHA-256 of their tokens {data.fingerprint}")
     if data.eval_counts:
-        held_out = context.inputs.eval_dataset
-        where = f"{public_name(held_out)}{_at(held_out.revision)}" if held_out else "held out of the same"
-        lines.append(f"- evaluated on: {where}, {data.eval_counts.rows_used:,} rows")
+        other = inputs.eval_dataset
+        where = f"{public_name(other)}{_at(other.revision)}" if other else "rows held out of the same data"
+        lines.append(f"- evaluated on {data.eval_counts.rows_used:,} rows: {where}")
     return lines
 
 

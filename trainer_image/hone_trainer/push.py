@@ -94,4 +94,4 @@ def _tell(run: Run, outcome: Mapping[str, Any], events: EventLog) -> None:
 
 
 def _odd(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {first_line(error)}. That is a bug of Hone's."

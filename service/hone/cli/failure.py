@@ -32,7 +32,7 @@ class ExitCode(IntEnum):
     REFUSED = 4
     """Permission, or a quota."""
     UNREACHABLE = 5
-    """The service, its database, the cluster or the artefact store cannot be used."""
+    """The service, its database, the cluster, the artefact store or the Hub cannot be used."""
     INTERRUPTED = 130
 
 

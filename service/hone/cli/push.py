@@ -22,7 +22,6 @@ from hone.cli.options import AsJson, JobName, Namespace, Server
 if TYPE_CHECKING:
     from hone.hub import Pushed, Target
     from hone.job import Job, Output
-    from hone.storage import ManifestFile
 
 
 def push(
@@ -127,27 +126,32 @@ def _push(job: "Job", target: "Target", output: "Output", *, quiet: bool) -> "Pu
 
 
 def _tell(pushed: "Pushed") -> None:
-    seen = "private" if pushed.private else "public"
+    commit = f"(commit {pushed.commit[:7]})"
     if pushed.sent:
-        files = f"{len(pushed.sent)} {'file' if len(pushed.sent) == 1 else 'files'}"
-        answers().print(
-            f"Pushed {files} to {pushed.repo}, branch {pushed.branch}, {seen} (commit {pushed.commit[:7]})."
-        )
+        where = f"{pushed.repo}, branch {pushed.branch}, {_seen(pushed)}"
+        answers().print(f"Pushed {_count(pushed.sent)} to {where} {commit}.")
     else:
-        answers().print(f"{pushed.repo} has all of it already (commit {pushed.commit[:7]}): no new commit.")
+        answers().print(f"{pushed.repo} has all of it already {commit}: no new commit.")
     answers().print(pushed.url)
 
 
 def _tell_plan(job: "Job", target: "Target", output: "Output", *, as_json: bool) -> None:
     from hone.rpc.download import manifest_of
 
-    files: Sequence[ManifestFile] = manifest_of(output).files
+    files = manifest_of(output).files
     if as_json:
-        print_json({"job": job.id, "what": output.kind, **as_data(target), "files": as_data(list(files))})
+        print_json({"job": job.id, "what": output.kind, **as_data(target), "files": as_data(files)})
         return
-    seen = "private" if target.private else "public"
-    size = q.size(output.size_bytes)
-    answers().print(f"Would push {output.kind} of {job.id} ({len(files)} files, {size}) to {target.repo}, "
-                    f"branch {target.branch}, {seen}:")  # fmt: skip
+    where = f"{target.repo}, branch {target.branch}, {_seen(target)}"
+    what = f"{output.kind} of {job.id} ({_count(files)}, {q.size(output.size_bytes)})"
+    answers().print(f"Would push {what} to {where}:")
     for file in files:
         answers().print(f"  {file.path}, {q.size(file.size)}")
+
+
+def _seen(by: "Pushed | Target") -> str:
+    return "private" if by.private else "public"
+
+
+def _count(files: Sequence[object]) -> str:
+    return f"{len(files)} {'file' if len(files) == 1 else 'files'}"

@@ -10,6 +10,7 @@ one that holds other weights beside which loaders would not find these, and the 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,8 +34,10 @@ MAIN = "main"
 TRIES = 6
 LONGEST_PAUSE_S = 30.0
 INSTALL = "pip install 'huggingface_hub>=1,<3'"
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", "adapter_config.json")
-"""Ends of names by which loaders find weights."""
+_WEIGHTS = re.compile(
+    r"((pytorch_)?model|adapter_model)[\w.-]*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json"
+)
+"""Names by which loaders find weights."""
 
 Tell = Callable[[str], None]
 
@@ -217,7 +220,7 @@ class _Push:
 
     def _refuse_other_weights(self, there: Iterable[str]) -> None:
         own = {file.path for file in self._files}
-        others = [path for path in there if "/" not in path and path.endswith(_WEIGHTS) and path not in own]
+        others = [path for path in there if _WEIGHTS.fullmatch(path) and path not in own]
         if others:
             raise UserError(
                 f"{self._target.repo} holds other weights ({', '.join(sorted(others)[:3])}), and both together would "
@@ -251,7 +254,9 @@ def _api(token: str, *, shows_bars: bool) -> "HfApi":
         raise Unauthenticated("There is no token for the Hub: HF_TOKEN is not set.", fix=TOKEN_FIX)
     library = _library()
     if not shows_bars:
-        library.utils.disable_progress_bars()
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
     api: HfApi = library.HfApi(token=token)
     return api
 
