@@ -22,7 +22,7 @@ TOKEN = "canary-hub-token"
 def run(attempt: Attempt, hub: Hub) -> str:
     """The trainer's own process; what it printed."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-    own = {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    own = {"HF_ENDPOINT": hub.address, "HF_TOKEN": f"{TOKEN}\n", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "hone_trainer", "run", str(attempt.directory.path)]
     done = subprocess.run(command, env=kept | own, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done

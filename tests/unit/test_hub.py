@@ -165,6 +165,13 @@ def test_without_a_token_nothing_is_tried(tmp_path: Path) -> None:
         push(tmp_path, [], Target(repo="org/name"), token="", message="x")
 
 
+@pytest.mark.parametrize("token", ["canary one", "canary\ntwo", "canarÿ"])
+def test_a_token_that_cannot_be_sent_is_refused_without_repeating_it(tmp_path: Path, token: str) -> None:
+    with pytest.raises(errors.Unauthenticated) as caught:
+        push(tmp_path, [], Target(repo="org/name"), token=token, message="x")
+    assert "canar" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("source", "told"),
     [("file:///home/me/models/tiny/", "tiny"), ("hf://org/base@main", "hf://org/base@main"), ("s3://b/x", "s3://b/x")],

@@ -250,8 +250,11 @@ def _without_path(data: bytes) -> bytes | None:
 
 
 def _api(token: str, *, shows_bars: bool) -> "HfApi":
+    token = token.strip()  # Secrets are often made with a line break at their end
     if not token:
         raise Unauthenticated("There is no token for the Hub: HF_TOKEN is not set.", fix=TOKEN_FIX)
+    if not re.fullmatch(r"[!-~]+", token):  # the library's error would repeat it
+        raise Unauthenticated("The token for the Hub holds blanks, or letters that no token has.", fix=TOKEN_FIX)
     library = _library()
     if not shows_bars:
         from huggingface_hub.utils.tqdm import disable_progress_bars
