@@ -42,6 +42,10 @@ OPTIONS = {
     "cancel": {"--json", "--server", "--namespace"},
     "delete": {"--artifacts", "--yes", "--json", "--server", "--namespace"},
     "download": {"--kind", "--json", "--server", "--namespace"},
+    "try": {
+        "--prompt", "--max-new-tokens", "--temperature", "--seed", "--system", "--chat", "--no-base", "--json",
+        "--server", "--namespace",
+    },
     "serve": {"--address"},
     "doctor": {"--json"},
     "prune": {"--older-than", "--dry-run", "--yes", "--json"},

@@ -1,12 +1,14 @@
 """Outputs of a job, straight from the artefact store with the caller's own credentials; every file is verified."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from hone.errors import NotFound
 from hone.job import Output
-from hone.storage import download_directory, open_store
+from hone.storage import ArtifactStore, download_directory, open_store, verify_directory
 
 Progress = Callable[[int, int], None]
 
@@ -25,12 +27,30 @@ def download(outputs: Sequence[Output], directory: Path, *, progress: Progress |
     return paths
 
 
+def present(output: Output, directory: Path, *, progress: Progress | None = None) -> Path:
+    """Where an output lies on this machine, every file verified: in a file:// store itself, else in `directory`, where
+    it is fetched to. Raises what `download` raises."""
+    if not output.uri.startswith("file://"):
+        _download(output, directory, progress)
+        return directory
+    with _opened(output) as (store, prefix):
+        verify_directory(store, prefix, digest=output.sha256, progress=progress)
+    return Path(unquote(urlsplit(output.uri).path))
+
+
 def _download(output: Output, path: Path, progress: Progress | None) -> None:
+    with _opened(output) as (store, prefix):
+        download_directory(store, prefix, path, digest=output.sha256, progress=progress)
+
+
+@contextmanager
+def _opened(output: Output) -> Iterator[tuple[ArtifactStore, str]]:
+    """The store of an output, and the output's place in it."""
     root, _, prefix = output.uri.rpartition("/")
     endpoint = os.environ.get("HONE_STORE_ENDPOINT") or None
     store = open_store(root, endpoint=endpoint if root.startswith("s3://") else None)
     try:
-        download_directory(store, prefix, path, digest=output.sha256, progress=progress)
+        yield store, prefix
     except NotFound as error:
         if not output.uri.startswith("file://"):
             raise
