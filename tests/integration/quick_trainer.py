@@ -3,11 +3,13 @@
 Used as HONE_TRAINER_PYTHON through a two-line shell script: `quick_trainer.py -m hone_trainer run DIRECTORY`.
 Supervisor, lock, event file, worker process, publishing and exit.json are the trainer's own. Labels of the request say
 what the method does: `steps`, `pause_ms` between them, `checkpoints` every so many steps and when it is asked to stop
-(then it goes on from what it was handed), `ending` (`crash` raises, `deaf` ignores SIGTERM).
+(then it goes on from what it was handed), `prompts` (what its rows were), `ending` (`crash` raises, `deaf` ignores
+SIGTERM).
 """
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -21,11 +23,13 @@ from hone_trainer.context import RunContext
 
 
 def pretend(context: RunContext) -> None:
-    """Report steps, leave one small adapter."""
+    """Report steps, leave outputs."""
     labels = context.run.spec.labels
     note_start(context)
     if labels.get("ending") == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if "prompts" in labels:
+        context.event(EventType.DATA, "rows", fields={"prompts": labels["prompts"]})
     steps = int(labels.get("steps", "3"))
     every = int(labels.get("checkpoints", "0"))
     context.phase("training")
@@ -41,9 +45,18 @@ def pretend(context: RunContext) -> None:
     if labels.get("ending") == "crash":
         sys.stdout.write("the last line before the end\n")
         raise RuntimeError("it was asked to fail")
-    (context.output("adapter") / "adapter_model.safetensors").write_bytes(b"weights")
+    leave_outputs(context)
     record = {"durations_s": {"training": 0.0}, "seed": 0}
     (context.scratch / "worker.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def leave_outputs(context: RunContext) -> None:
+    """What was made before for a request of this name (HONE_TEST_OUTPUTS), else a small file."""
+    prepared = Path(os.environ.get("HONE_TEST_OUTPUTS", "/nowhere")) / context.run.spec.name
+    for kind in prepared.iterdir() if prepared.is_dir() else ():
+        shutil.copytree(kind, context.output(kind.name), dirs_exist_ok=True)
+    if not prepared.is_dir():
+        (context.output("adapter") / "adapter_model.safetensors").write_bytes(b"weights")
 
 
 def first_step(context: RunContext) -> int:

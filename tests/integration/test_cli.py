@@ -1,13 +1,9 @@
 """The real `hone` in processes of its own: exit codes, JSON, Ctrl-C, pipes, runs that outlive the command."""
 
 import json
-import os
-import pty
 import re
-import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-HONE = str(Path(sys.executable).parent / "hone")
+from .terminal import HONE, Terminal
+
 LONG = {"steps": "3000", "pause_ms": "20"}
 """A run of a minute, for tests that end it before."""
 
@@ -119,7 +116,7 @@ def test_a_run_shows_plan_progress_outputs_and_the_next_step(request_file: Calla
         r"^Done in [\d.]+ s\.",
         r"^  training loss  1 .* 0\.05",
         r"^    adapter/ +\S+ (B|KiB)  /.*/adapter",
-        r"^  Next: hone get demo-\w{5} · hone download demo-\w{5} DIRECTORY",
+        r"^  Next: hone try demo-\w{5} · hone get demo-\w{5} · hone download demo-\w{5} DIRECTORY",
     ):
         assert re.search(line, done.stdout, re.MULTILINE), (line, done.stdout)
     assert done.stderr == ""
@@ -333,43 +330,6 @@ def test_prune_removes_the_working_files_of_a_failed_run(request_file: Callable[
     assert done.returncode == 0, done
     assert not scratch.exists()
     assert "the last line before the end" in hone("logs", "demo").stdout
-
-
-class Terminal:
-    """`hone` on a terminal of 100 columns."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.seen = ""
-        self.pid, self._file = pty.fork()
-        if self.pid == 0:
-            os.environ.update(TERM="xterm-256color", COLUMNS="100", LINES="40")
-            os.execv(HONE, [HONE, *map(str, arguments)])
-
-    def read_until(self, pattern: str, *, timeout: float = 60) -> None:
-        """Read until what was seen since the last key matches."""
-        deadline = time.monotonic() + timeout
-        while not re.search(pattern, self.seen):
-            assert time.monotonic() < deadline, f"{pattern!r} never came in:\n{self.seen}"
-            if select.select([self._file], [], [], 0.2)[0]:
-                self.seen += os.read(self._file, 65536).decode(errors="replace")
-
-    def type(self, keys: str) -> None:
-        """Keys, as a person would press them."""
-        self.seen = ""
-        os.write(self._file, keys.encode())
-
-    def exit_code(self) -> int:
-        """Read to the end and wait."""
-        while True:
-            try:
-                data = os.read(self._file, 65536)
-            except OSError:  # the other side is closed
-                break
-            if not data:
-                break
-            self.seen += data.decode(errors="replace")
-        os.close(self._file)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 def test_ctrl_c_on_run_asks_and_no_goes_on(request_file: Callable[..., Path]) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -54,6 +54,28 @@ def make_model(path: Path, *, dtype: str = "float32", seed: int = 0, **changes: 
     model = LlamaForCausalLM(LlamaConfig(bos_token_id=0, eos_token_id=1, pad_token_id=2, **settings))
     model.to(getattr(torch, dtype)).save_pretrained(path)
     make_tokenizer().save_pretrained(path)
+    return path
+
+
+def make_adapter(path: Path, base: Path, *, seed: int, bias: Literal["none", "all"] = "none", **identity: str) -> Path:
+    """An adapter of random weights on a model, as a run leaves one; `identity` replaces what it says of its base."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from hone.spec import Lora
+    from hone_trainer.base_identity import base_identity
+    from hone_trainer.inputs import Source
+    from hone_trainer.lora import add_lora
+
+    model = add_lora(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), Lora(rank=4, bias=bias))
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(path, save_embedding_layers=False)
+    make_tokenizer().save_pretrained(path)
+    known = base_identity(Source(asked=f"file://{base}", path=str(base)))
+    (path / "hone_base.json").write_text(json.dumps(known | {"dtype": "float32", "quantization": ""} | identity))
     return path
 
 

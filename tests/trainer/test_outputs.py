@@ -92,7 +92,7 @@ def test_the_record_says_what_ran(make_attempt: MakeAttempt, run_here: RunHere) 
     record = json.loads((attempt.directory.scratch / "worker.json").read_text())
     assert record["seed"] == 42
     assert record["versions"].keys() >= {"hone", "torch", "trl", "peft", "transformers"}
-    assert record["data"]["fingerprint"] == attempt.events("data")[0].fields["fingerprint"]
+    assert attempt.events("data")[0].fields == {"fingerprint": record["data"]["fingerprint"], "prompts": "text"}
     assert record["data"]["train"]["rows_used"] == 64
     assert record["steps"] == {"done": 4, "max": 4, "best": None}
     assert (record["metrics"]["first_loss"], record["metrics"]["last_loss"]) == (

@@ -45,6 +45,10 @@ OPTIONS = {
     "push": {
         "--repo", "--what", "--branch", "--public", "--dry-run", "--json", "--server", "--namespace",
     },
+    "try": {
+        "--prompt", "--max-new-tokens", "--temperature", "--seed", "--system", "--chat", "--no-base", "--json",
+        "--server", "--namespace",
+    },
     "serve": {"--address"},
     "doctor": {"--json"},
     "prune": {"--older-than", "--dry-run", "--yes", "--json"},

@@ -53,6 +53,8 @@ class Prepared:
     fingerprint: str
     """SHA-256 of what is trained on, in tokens."""
     questions: tuple[Question, ...]
+    is_chat: bool = False
+    """Whether rows hold messages; known where they were read."""
 
 
 def prepare(
@@ -176,6 +178,7 @@ def build(encoder: Encoder, train: Rows, evaluation: Rows | None, *, sft: Sft, q
         eval_counts=eval_counts,
         fingerprint=tokens.digest(),
         questions=tuple(questions_of(encoder, asked, sft.max_length)),
+        is_chat=encoder.is_chat,
     )
 
 
@@ -322,7 +325,8 @@ def _report(context: RunContext, prepared: Prepared, text: str, warnings: Sequen
     metrics = prepared.train_counts.metrics()
     if prepared.eval_counts:
         metrics |= {f"eval_{name}": value for name, value in prepared.eval_counts.metrics().items()}
-    context.event(EventType.DATA, text, metrics=metrics, fields={"fingerprint": prepared.fingerprint})
+    fields = {"fingerprint": prepared.fingerprint, "prompts": "chat" if prepared.is_chat else "text"}
+    context.event(EventType.DATA, text, metrics=metrics, fields=fields)
     for warning in [*warnings, *_doubled(prepared)]:
         context.event(EventType.WARNING, warning)
 

@@ -74,7 +74,7 @@ def fetch(run: Run, directory: Path, *, weights: bool = True) -> Inputs:
     spec = run.spec
     named = _fetch(run, "model.source", spec.model.source, directory / "model", weights=weights)
     model, adapters = _with_base(run, named, directory, weights=weights)
-    tokenizer = named if _has_tokenizer(named) else model
+    tokenizer = named if has_tokenizer(named) else model
     if spec.model.tokenizer:
         tokenizer = _fetch(run, "model.tokenizer", spec.model.tokenizer, directory / "tokenizer")
     rows = _fetch_data(run, spec.dataset, directory) if spec.dataset else {}
@@ -127,13 +127,19 @@ def _with_base(run: Run, named: Source, directory: Path, *, weights: bool) -> tu
     return _fetch(run, field, adapter.base, directory / "base", weights=weights), [named]
 
 
-def _has_tokenizer(source: Source) -> bool:
+def has_tokenizer(source: Source) -> bool:
+    """Whether a directory holds a tokenizer."""
     return any((Path(source.path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def _fetch(run: Run, field: str, source: str, target: Path, *, weights: bool = True) -> Source:
-    """A model or tokenizer."""
-    address = run.inputs.get(source, source)
+    """A model or tokenizer of the request."""
+    return fetch_model(field, source, target, address=run.inputs.get(source, source), weights=weights)
+
+
+def fetch_model(field: str, source: str, target: Path, *, address: str = "", weights: bool = True) -> Source:
+    """A model, adapter or tokenizer; `address` is where it lies, where that is not what was asked for."""
+    address = address or source
     scheme, _, rest = address.partition("://")
     if scheme == "hf":
         return _fetch_repository(field, source, rest, weights=weights)

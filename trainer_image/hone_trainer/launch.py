@@ -77,6 +77,11 @@ def environment(launch: Launch, scratch: Path, inherited: Mapping[str, str], *, 
     return {**kept, **_OFFLINE, **extra}
 
 
+def offline(inherited: Mapping[str, str]) -> dict[str, str]:
+    """An environment without secrets in which no library asks the Hub."""
+    return {**without_secrets(inherited), **_OFFLINE}
+
+
 def threads_of(launch: Launch, machine: Mapping[str, str]) -> int:
     """CPU threads of each process: as planned, else the machine's cores shared evenly."""
     return launch.threads_per_process or max(1, cores(machine) // launch.processes_per_node)

@@ -197,6 +197,7 @@ def prepare_pairs(
         eval_counts=eval_counts,
         fingerprint=_digest(table),
         questions=tuple(questions_of(encoder.sides[0], split, limit.max_length)),
+        is_chat=encoder.is_chat,
     )
 
 

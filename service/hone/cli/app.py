@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hone.cli import backup, data, doctor, jobs, plan, prune, render, serve, spec
+from hone.cli import backup, data, doctor, jobs, plan, prune, render, serve, spec, trial
 from hone.cli import push as pushes
 from hone.cli import run as runs
 from hone.cli.failure import EPILOG, ExitCode, tell
@@ -41,6 +41,7 @@ _COMMANDS: tuple[tuple[str, str, Any], ...] = (
     ("delete", _JOBS, jobs.delete),
     ("download", _JOBS, jobs.download),
     ("push", _JOBS, pushes.push),
+    ("try", _JOBS, trial.try_),
     ("serve", _HERE, serve.serve),
     ("doctor", _HERE, doctor.doctor),
     ("prune", _HERE, prune.prune),

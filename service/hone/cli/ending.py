@@ -89,7 +89,8 @@ def _print_done(console: Console, job: Job, story: Story) -> None:
         console.print(_samples(story))
     console.print("\n  saved, each with the sha256 of its files in MANIFEST.json")
     console.print(outputs_table(job.outputs))
-    console.print(f"\n  Next: hone get {job.id} · hone download {job.id} DIRECTORY")
+    trial = "" if job.method == "reward" else f"hone try {job.id} · "  # that one scores and does not answer
+    console.print(f"\n  Next: {trial}hone get {job.id} · hone download {job.id} DIRECTORY")
 
 
 def _samples(story: Story) -> Table:

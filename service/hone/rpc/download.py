@@ -4,10 +4,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from hone.errors import NotFound
 from hone.job import Output
-from hone.storage import ArtifactStore, Manifest, download_directory, open_store, read_manifest
+from hone.storage import ArtifactStore, Manifest, download_directory, open_store, read_manifest, verify_directory
 
 Progress = Callable[[int, int], None]
 
@@ -30,6 +31,17 @@ def manifest_of(output: Output) -> Manifest:
     """Which files an output has, without fetching them; raises as `download` does."""
     with _store_of(output) as (store, prefix):
         return read_manifest(store, prefix, digest=output.sha256)
+
+
+def present(output: Output, directory: Path, *, progress: Progress | None = None) -> Path:
+    """Where an output lies on this machine, every file verified: in a file:// store itself, else in `directory`, where
+    it is fetched to. Raises what `download` raises."""
+    if not output.uri.startswith("file://"):
+        _download(output, directory, progress)
+        return directory
+    with _store_of(output) as (store, prefix):
+        verify_directory(store, prefix, digest=output.sha256, progress=progress)
+    return Path(unquote(urlsplit(output.uri).path))
 
 
 def _download(output: Output, path: Path, progress: Progress | None) -> None:
