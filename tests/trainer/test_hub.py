@@ -20,7 +20,7 @@ import sys
 from hone_trainer.failure import RunFailed
 from hone_trainer.inputs import _fetch_repository
 try:
-    _fetch_repository("model.source", "hf://org/name@main", "org/name@main")
+    _fetch_repository("model.source", "hf://org/name@main", "org/name@main", weights=True)
 except RunFailed as error:
     print(error)
     sys.exit(int(error.code))
