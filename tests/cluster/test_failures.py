@@ -200,7 +200,6 @@ def _out_of_memory(stage: Stage) -> Told:
     then=AGAIN, within_s=180, slow=True,
 )  # fmt: skip
 def _disk_used_up(stage: Stage) -> Told:
-    # Not every time: a trainer that ends quickly on SIGTERM was seen to be told as "asked to stop" (PREEMPTED) instead.
     job = stage.main.train("disk", training={"max_steps": 1_000_000, "gradient_accumulation_steps": 64})
     full = stage.main.cluster.directory_of(stage.main.pod(job), "work") / "full"
     full.write_bytes(b"x" * (700 << 20))

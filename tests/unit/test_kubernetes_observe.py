@@ -397,6 +397,17 @@ def test_what_is_put_out_for_its_own_use_of_disk_counts() -> None:
             assert "exceeds the limit" in seen.failure.message and "scratch_bytes" in seen.failure.next_step
 
 
+def test_what_is_put_out_is_known_by_its_event_too() -> None:
+    stopped = said(FailureClass.PREEMPTED, "The run was asked to stop (SIGTERM) and stopped.")
+    out = pod(phase="Failed", state=ended(17, message=stopped))
+    event = warning(out.uid, "Evicted", 'Usage of EmptyDir volume "work" exceeds the limit "8Gi".')
+    found = look(job(FAILED), out, warnings=event).seen
+    assert found.failure and not found.disrupted and found.failure.failure_class == FailureClass.INFRA
+    assert "exceeds the limit" in found.failure.message
+    mere = look(job(FAILED), out, warnings=warning(out.uid, "BackOff", "x")).seen
+    assert mere.failure and mere.failure.failure_class == FailureClass.PREEMPTED
+
+
 def test_a_node_that_refuses_a_placed_pod_disrupts() -> None:
     seen = fails(pod(phase="Failed", reason="OutOfcpu", message="Node didn't have enough resource: cpu"))
     assert seen.disrupted and "did not run pod" in seen.failure.message

@@ -218,7 +218,17 @@ def _taken_back(job: JobView, workload: WorkloadView | None) -> Ending:
 
 
 def _ending_of(facts: Facts, job: JobView) -> Ending:
-    return ending_of(job, facts.pods, processes_per_node=facts.processes_per_node)
+    pods = [_put_out(pod, facts.warnings.get(pod.uid, ())) for pod in facts.pods]
+    return ending_of(job, pods, processes_per_node=facts.processes_per_node)
+
+
+def _put_out(pod: PodView, warnings: Sequence[EventView]) -> PodView:
+    """The pod with its kubelet's reason from the event, where its status lacks it: a trainer that ends at once on
+    SIGTERM is faster than the kubelet's note of why it sent that."""
+    event = next((event for event in warnings if event.reason == "Evicted"), None)
+    if event is None or pod.reason or pod.phase != "Failed":
+        return pod
+    return replace(pod, reason=event.reason, message=event.message)
 
 
 def _first_failure(facts: Facts) -> Ending | None:
