@@ -22,8 +22,13 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import torch  # noqa: E402
 from datasets import load_dataset  # noqa: E402
 from peft import LoraConfig  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
-from trl import SFTConfig, SFTTrainer  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+)
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer  # noqa: E402
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -49,14 +54,21 @@ def main() -> None:
     rows = load_dataset("json", data_files=files, cache_dir=str(arguments.output / "datasets"))
     prompts = rows["eval"]["prompt"][:: max(1, len(rows["eval"]) // max(1, arguments.samples))][: arguments.samples]
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(
-        arguments.model, dtype=torch.bfloat16 if arguments.bf16 else torch.float32
-    )
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    if arguments.method == "reward":
+        model = AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=1, dtype=dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
     answers_before = [answer(model, tokenizer, prompt) for prompt in prompts]
     clock = Clock()
-    trainer = SFTTrainer(
+    config, trainer_class, own = {
+        "sft": (SFTConfig, SFTTrainer, {"packing": arguments.packing, "completion_only_loss": True}),
+        "dpo": (DPOConfig, DPOTrainer, {}),
+        "reward": (RewardConfig, RewardTrainer, {}),
+    }[arguments.method]
+    trainer = trainer_class(
         model=model,
-        args=SFTConfig(
+        args=config(
             output_dir=str(arguments.output),
             max_steps=arguments.steps,
             per_device_train_batch_size=arguments.batch_size,
@@ -66,8 +78,6 @@ def main() -> None:
             lr_scheduler_type="cosine",
             warmup_steps=arguments.warmup_ratio,
             max_length=arguments.max_length,
-            packing=arguments.packing,
-            completion_only_loss=True,
             gradient_checkpointing=False,
             bf16=arguments.bf16,
             use_cpu=not arguments.bf16,
@@ -76,12 +86,16 @@ def main() -> None:
             report_to="none",
             disable_tqdm=True,
             seed=arguments.seed,
+            **own,
         ),
         train_dataset=rows["train"],
         eval_dataset=rows["eval"],
         processing_class=tokenizer,
         peft_config=LoraConfig(
-            r=arguments.rank, lora_alpha=arguments.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=arguments.rank,
+            lora_alpha=arguments.alpha,
+            target_modules="all-linear",
+            task_type="SEQ_CLS" if arguments.method == "reward" else "CAUSAL_LM",
         ),
         callbacks=[clock],
     )
@@ -120,6 +134,7 @@ def answer(model: Any, tokenizer: Any, prompt: str) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--method", choices=("sft", "dpo", "reward"), default="sft", help="(default: %(default)s)")
     parser.add_argument("--model", type=Path, default=EXAMPLES / "base" / "stdlib-4m", help="the base")
     parser.add_argument("--data", type=Path, default=EXAMPLES / "data" / "stdlib", help="train.jsonl and eval.jsonl")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")

@@ -8,10 +8,13 @@ interval (bootstrap over pairs of turns). A step that was stopped in its middle 
 
     python benchmarks/overhead/bench.py [--steps 200] [--rounds 2] [--json FILE]
     python benchmarks/overhead/bench.py --packing [--steps 200] [--rounds 1]
+    python benchmarks/overhead/bench.py --method dpo [--steps 100] [--rounds 1]     # or reward
     python benchmarks/overhead/bench.py --gpu meta-llama/Llama-3.2-1B [--steps 200] [--rounds 1]
 
 With --packing A is `hone run` of that request and B the same with packing, one after the other in A-B-B-A; printed are
 tokens a second that are no padding, their ratio, and how full the packed rows are.
+
+With --method both train on pairs: the demo's answers, each preferred to another row's.
 
 With --gpu both train LoRA on a model of that shape with random weights, in bf16, 4 rows of 1,024 tokens a step.
 
@@ -81,6 +84,8 @@ def main() -> None:
         return packing(arguments.steps, arguments.rounds)
     with tempfile.TemporaryDirectory() as directory:
         job = gpu_job(Path(directory), arguments.gpu) if arguments.gpu else Job()
+        if arguments.method != "sft":
+            job = pairs_job(Path(directory), arguments.method)
         measure(job, arguments)
 
 
@@ -127,6 +132,26 @@ def gpu_job(directory: Path, shape: str) -> Job:
     }
     bare = [word for name, value in common.items() for word in (f"--{name}", value)]
     return Job(bare=(*bare, "--bf16"), hone=tuple(f"{path}={value}" for path, value in hone.items()))
+
+
+def pairs_job(directory: Path, method: str) -> Job:
+    """Pairs of the demo's rows, 4 a step."""
+    for split in ("train", "eval"):
+        rows = [json.loads(line) for line in (DATA.parent / f"{split}.jsonl").read_text().splitlines()]
+        others = [*rows[7:], *rows[:7]]
+        pairs = [
+            {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
+            for row, other in zip(rows, others, strict=True)
+            if row["completion"] != other["completion"]
+        ]
+        (directory / f"{split}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    hone = {
+        "dataset.source": f"file://{directory / 'train.jsonl'}",
+        "method": json.dumps({method: {"max_length": 256}}),
+        "training.micro_batch_size": "4",
+    }
+    bare = ("--method", method, "--data", str(directory), "--batch-size", "4")
+    return Job(bare=bare, hone=tuple(f"{path}={value}" for path, value in hone.items()))
 
 
 class Run:
@@ -291,6 +316,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200, help="training steps of each run")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of each kind")
+    parser.add_argument("--method", choices=("sft", "dpo", "reward"), default="sft", help="what is trained")
     parser.add_argument("--packing", action="store_true", help="packed against padded rows instead")
     parser.add_argument("--gpu", metavar="SHAPE", help="on a GPU, with a model of this shape (of shapes.yaml)")
     parser.add_argument("--json", type=Path, help="write the result here too")
