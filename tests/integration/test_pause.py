@@ -68,7 +68,7 @@ def test_what_is_listed_as_complete_is_there_and_what_was_removed_is_not(
 
 
 def test_a_job_that_was_paused_before_it_saved_anything_begins_again(client: Client, make_spec: MakeSpec) -> None:
-    job = client.submit(quick(make_spec, steps=30, pause_ms=50))
+    job = client.submit(quick(make_spec, steps=120, pause_ms=50))
     wait_until(lambda: client.get(job.id).progress is not None)
     client.pause(job.id)
     wait_until(lambda: client.get(job.id).state is State.PAUSED)
@@ -76,7 +76,7 @@ def test_a_job_that_was_paused_before_it_saved_anything_begins_again(client: Cli
     client.resume(job.id)
     assert client.wait(job.id, timeout_s=60).state is State.SUCCEEDED
     second = [event.step for event in client.events(job.id) if event.type == EventType.PROGRESS and event.attempt == 2]
-    assert second == list(range(1, 31))
+    assert second == list(range(1, 121))
 
 
 def assert_nothing_runs(server: ServerProcess, namespace: str, job: str) -> None:

@@ -1,5 +1,6 @@
 """`hone run` and `hone watch`: from a request to its outputs, and back to a run that goes on."""
 
+import select
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,12 +113,23 @@ class _CancelQuestion:
         self._display.pause()
         with self._interrupts.as_usual():
             try:
-                answer = input("\n  Cancel the run? [y/N] ")
+                answer = _ask("\n  Cancel the run? [y/N] ")
             except KeyboardInterrupt:
                 return True
             except EOFError:
                 return False
         return answer.strip().lower() in ("y", "yes")
+
+
+def _ask(question: str) -> str:
+    """As input(), which does not hear a Ctrl-C that comes between its question and its wait for a key."""
+    sys.stdout.write(question)
+    sys.stdout.flush()
+    while not select.select([sys.stdin], [], [], 0.2)[0]:
+        pass
+    if not (line := sys.stdin.readline()):
+        raise EOFError
+    return line
 
 
 def _exit_code(job: "Job", was_asked_to_cancel: bool) -> ExitCode:

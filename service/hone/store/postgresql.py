@@ -23,7 +23,7 @@ SNAPSHOT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 """Execution options of a reader: all its statements see one state."""
 MIGRATION_LOCK = 0x686F6E65
 """Advisory lock of whoever brings the schema up to date."""
-_POOL = {"pool_size": 16, "max_overflow": 16, "pool_timeout": 10}
+_POOL = {"pool_size": 16, "max_overflow": 32, "pool_timeout": 10}
 _NETWORK = {
     "connect_timeout": CONNECT_TIMEOUT_S,
     "application_name": "hone",
