@@ -144,7 +144,7 @@ def stub_of(client: Client) -> Any:
     return client._stub
 
 
-def wait_until(true: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
+def wait_until(true: Callable[[], bool], *, timeout_s: float = 120.0) -> None:
     """Wait for something that will come to be true."""
     deadline = time.monotonic() + timeout_s
     while not true():

@@ -21,7 +21,7 @@ class Terminal:
             os.environ.update(TERM="xterm-256color", COLUMNS="100", LINES="40")
             os.execv(HONE, [HONE, *map(str, arguments)])
 
-    def read_until(self, pattern: str, *, timeout: float = 60) -> None:
+    def read_until(self, pattern: str, *, timeout: float = 120) -> None:
         """Read until what was seen since the last key matches."""
         deadline = time.monotonic() + timeout
         while not re.search(pattern, self.seen):
