@@ -67,7 +67,7 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
             process.kill()
 
 
-def hone(*arguments: object, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
+def hone(*arguments: object, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
     command = [HONE, *map(str, arguments)]
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
