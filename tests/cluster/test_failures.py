@@ -190,8 +190,9 @@ def _gang(stage: Stage) -> Told:
     says="Pod … needed more memory than its limit, and the kernel killed it (OOMKilled).", then=ENDS, within_s=180,
 )  # fmt: skip
 def _out_of_memory(stage: Stage) -> Told:
-    row = {"prompt": "much ", "completion": "too much " * 4_000_000}
-    _store(stage).put_object(Bucket=stage.bucket, Key="inputs/huge/train.jsonl", Body=json.dumps(row).encode())
+    row = json.dumps({"prompt": "much ", "completion": "too much " * 700_000})  # the most that one row may hold
+    body = f"{row}\n" * 7  # which are encoded together
+    _store(stage).put_object(Bucket=stage.bucket, Key="inputs/huge/train.jsonl", Body=body.encode())
     yield stage.main.submit("memory", dataset={"source": f"s3://{stage.bucket}/inputs/huge"})
 
 
