@@ -101,7 +101,8 @@ class Cluster:
         try:
             # No pod is admitted before; a controller manager whose API server was just killed is late with it.
             look = ("get", "serviceaccount", "default", "--output=name")
-            wait_until(f"{name} has its ServiceAccount", lambda: self.kubectl(*look, namespace=name), timeout_s=60)
+            # Minutes where the API server has just been killed: controllers try their watches again ever more slowly.
+            wait_until(f"{name} has its ServiceAccount", lambda: self.kubectl(*look, namespace=name), timeout_s=240)
             yield name
         finally:
             self.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
