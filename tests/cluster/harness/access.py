@@ -99,9 +99,9 @@ class Cluster:
         labels = {"pod-security.kubernetes.io/enforce": enforce}
         self.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         try:
-            # No pod is admitted before; a controller manager whose API server was just killed is late with it.
+            # No pod is admitted before. It takes a minute where the API server has just been killed: controllers try
+            # their watches again ever more slowly.
             look = ("get", "serviceaccount", "default", "--output=name")
-            # Minutes where the API server has just been killed: controllers try their watches again ever more slowly.
             wait_until(f"{name} has its ServiceAccount", lambda: self.kubectl(*look, namespace=name), timeout_s=240)
             yield name
         finally:
