@@ -2,8 +2,7 @@
 
 Each case is one `hone run` of a few steps on one GPU: a model of a published shape whose weights are random, rows that
 fill the sequence, the method and adapter of the case. Printed, and written with --json: what PyTorch's allocator had
-allocated and reserved at its peak (result.json), the plan's figure for the whole device, and their ratio; the median
-step time and what it makes of the card's TFLOP/s.
+allocated and reserved at its peak (result.json), the plan's figure for the same, and their ratio; the median step time.
 
     python benchmarks/memory/bench.py [--only TEXT] [--seconds 420] [--json FILE]
 
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # before what is imported from there
 
 from hone.modelinfo.sources import shipped_configs  # noqa: E402
 from hone.plan.memory import GIB  # noqa: E402
@@ -97,7 +96,7 @@ def main() -> None:
     began, rows, left = time.monotonic(), [], []
     with tempfile.TemporaryDirectory() as directory:
         made: tuple[str, Path] | None = None
-        for case in sorted((c for c in CASES if arguments.only in c.name), key=lambda c: CASES.index(c)):
+        for case in (case for case in CASES if arguments.only in case.name):
             if time.monotonic() - began > arguments.seconds:
                 left.append(case.name)
                 continue
@@ -107,12 +106,16 @@ def main() -> None:
                 made = (case.shape, make_model(Path(directory) / "model", case.shape))
             rows.append(run(case, made[1], Path(directory)))
             print(line(rows[-1]), flush=True)
-            if arguments.json:
-                arguments.json.write_text(json.dumps({"cases": rows, "left_out": left}, indent=1), encoding="utf-8")
+            save(arguments.json, rows, left)  # a run may be cut off
     for name in left:
         print(f"left out for want of time: {name}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"cases": rows, "left_out": left}, indent=1), encoding="utf-8")
+    save(arguments.json, rows, left)
+
+
+def save(path: Path | None, rows: list[dict[str, Any]], left: list[str]) -> None:
+    """Every figure, where it is asked for."""
+    if path:
+        path.write_text(json.dumps({"cases": rows, "left_out": left}, indent=1), encoding="utf-8")
 
 
 def make_model(path: Path, shape: str) -> Path:
@@ -188,7 +191,7 @@ def request_of(case: Case, *, model: str, rows: str) -> dict[str, Any]:
 
 
 def row(case: Case, number: int) -> dict[str, str]:
-    """Rows that are longer than the sequence, or shorter ones where they are packed."""
+    """A row that fills the sequence, or a third of it where rows are packed."""
     characters = case.length // 3 if case.packing else case.length
     text = " ".join(WORDS[(number * 7 + i * 3) % len(WORDS)] for i in range(characters // 4))[:characters]
     half = text[: len(text) // 2], text[len(text) // 2 : -8]

@@ -41,7 +41,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # before what is imported from there
 
 from benchmarks.memory import bench as shapes  # noqa: E402
 

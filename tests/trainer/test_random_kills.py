@@ -72,6 +72,12 @@ def kill(chance: random.Random, attempt: Attempt, child: "subprocess.Popen[bytes
     return f"{who} in {phase}"
 
 
+def wait_for_workers(attempt: Attempt) -> None:
+    """Until none of them lives."""
+    workers = list(attempt.directory.scratch.glob("worker-*.pid"))
+    wait_for(lambda: not any(is_alive(int(file.read_text())) for file in workers if file.exists()))
+
+
 def assert_nothing_broken_is_told(attempt: Attempt, points: list[Any]) -> None:
     """Every checkpoint that a next attempt is offered verifies, unless a newer one has just taken its place."""
     store = FileStore(attempt.store)
@@ -97,8 +103,7 @@ def play(make_attempt: MakeAttempt, start: Start, *, processes: int, kills: int,
             assert child.wait(240) == TrainerExit.SUCCEEDED
             break
         done[what := kill(chance, attempt, child, processes)] += 1
-        workers = list(attempt.directory.scratch.glob("worker-*.pid"))
-        wait_for(lambda: not any(is_alive(int(file.read_text())) for file in workers if file.exists()))  # noqa: B023
+        wait_for_workers(attempt)
         if child.returncode == TrainerExit.SUCCEEDED:
             break
         told += events_of(attempt)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hone.run import TrainerExit
+from hone.spec.sources import DATA_SUFFIXES
 from hone_trainer import files
 from hone_trainer.failure import RunFailed
 from hone_trainer.rows import joined, open_rows
@@ -52,6 +53,10 @@ WRITERS = {
     "arrow": write_arrow,
     "txt": write_text,
 }
+
+
+def test_every_suffix_that_is_accepted_has_a_reader_here() -> None:
+    assert tuple(f".{kind}" for kind in WRITERS) == DATA_SUFFIXES == tuple(files._OPENERS)
 
 
 @pytest.mark.parametrize("kind", WRITERS)

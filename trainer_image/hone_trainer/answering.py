@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from hone.run import TrainerExit
+from hone_trainer import encoding
 from hone_trainer.failure import RunFailed, classify, failure_of, failure_to_json, first_line
 from hone_trainer.guard import forbid_network
 from hone_trainer.process import die_with_parent
@@ -159,15 +160,13 @@ def answer(
 
 def prompt_ids(voice: Voice, request: Request) -> list[int]:
     """The prompt as the model sees it: a conversation by its template, else the text as training would see it."""
-    tokenizer = voice.tokenizer
     if voice.is_chat:
         return _rendered(voice, request)
     if request.system is not None:
         raise RunFailed(
             TrainerExit.USER, f"{voice.name} gets prompts as they are, and there is no place for a system prompt."
         )
-    ids: list[int] = tokenizer(request.prompt)["input_ids"]
-    ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids  # some tokenizers end every text
+    ids = encoding.prompt_ids(voice.tokenizer, request.prompt)
     if not ids:
         raise RunFailed(TrainerExit.USER, "The prompt is empty.")
     return ids

@@ -18,12 +18,13 @@ import pyarrow as pa
 
 from hone.job import EventType
 from hone.run import TrainerExit
-from hone.spec import Dataset
+from hone.spec import Dataset, JobSpec
 from hone.spec.methods import Sft
 from hone_trainer.context import RunContext
 from hone_trainer.encoding import Encoder, make_encoder, problem
 from hone_trainer.failure import RunFailed
 from hone_trainer.files import Row
+from hone_trainer.inputs import Inputs
 from hone_trainer.rows import Rows, joined, open_rows
 from hone_trainer.tokens import Collector, Counts, Packed, Prints, Tokens, gather, pack
 
@@ -68,7 +69,7 @@ def prepare(
     if not context.leads_node:
         return _load_when_there(path)
     with temporary_files_in(context.scratch):
-        prepared = encode(*open_sets(context))
+        prepared = encode(*open_sets(context.run.spec, context.inputs))
     _report(context, prepared, *tell(prepared.train_counts))
     if context.run.launch.processes_per_node > 1:
         _save(prepared, path)
@@ -93,9 +94,8 @@ def prepare_rows(context: RunContext, tokenizer: Any, train: Rows, evaluation: R
     return build(encoder, train, evaluation, sft=spec.method.sft, questions=spec.reporting.samples.prompts)
 
 
-def open_sets(context: RunContext) -> tuple[Rows, Rows | None]:
+def open_sets(spec: JobSpec, inputs: Inputs) -> tuple[Rows, Rows | None]:
     """Training and evaluation rows as the request splits them."""
-    spec, inputs = context.run.spec, context.inputs
     assert spec.dataset is not None and inputs.dataset is not None
     other = inputs.eval_dataset
     return split_rows(

@@ -68,9 +68,8 @@ class Encoder:
         return row.get(getattr(self.columns, name))
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """A prompt as generation sees it: without the end that some tokenizers put after every text."""
-        ids: list[int] = self.tokenizer(prompt)["input_ids"]
-        return ids[:-1] if ids and ids[-1] == self.eos else ids
+        """A prompt as generation sees it."""
+        return prompt_ids(self.tokenizer, prompt)
 
     def conversation(self, row: Row) -> list[dict[str, Any]]:
         """The messages of a row, with the system prompt where the row has none."""
@@ -175,6 +174,12 @@ _ENCODERS: dict[str, Callable[[Encoder, Sequence[Row]], list[Encoded]]] = {
     "prompt_completion": Encoder._prompt_completion,
     "text": Encoder._text,
 }
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """A prompt as generation sees it: without the end that some tokenizers put after every text."""
+    ids: list[int] = tokenizer(prompt)["input_ids"]
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def make_encoder(tokenizer: Any, model: Model, dataset: Dataset, sft: Sft, rows: Rows) -> Encoder:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hone.run import TrainerExit
+from hone.spec.sources import DATA_SUFFIXES
 from hone_trainer.failure import RunFailed
 
 Row = Mapping[str, Any]
@@ -55,7 +56,7 @@ def open_file(path: Path) -> Part:
         raise RunFailed(
             TrainerExit.DATA,
             f"{path} is not a data set: its name ends in {path.suffix or 'nothing'}.",
-            fix=f"Use one of {', '.join(EXTENSIONS)}.",
+            fix=f"Use one of {', '.join(DATA_SUFFIXES)}.",
         )
     try:
         return opener(path)
@@ -258,7 +259,6 @@ _OPENERS: dict[str, Callable[[Path], Part]] = {
     ".arrow": _open_arrow,
     ".txt": _Lines,
 }
-EXTENSIONS = tuple(_OPENERS)
 
 
 def _mapped(path: Path) -> "mmap.mmap | bytes":

@@ -152,16 +152,20 @@ def fetch_model(field: str, source: str, target: Path, *, address: str = "", wei
 def _fetch_rows(run: Run, wanted: _Rows, target: Path) -> Source:
     """A data set: a file, a directory of files, or a pattern that some of them match."""
     address = run.inputs.get(wanted.source, wanted.source)
-    if address.startswith("hf://"):
+    scheme, _, rest = address.partition("://")
+    if scheme == "hf":
         return _fetch_hub_rows(wanted, target)
-    return Source(asked=wanted.source, path=str(_fetch_files(wanted.field, address, target)))
+    if scheme == "file" and glob.has_magic(Path(unquote(rest)).name):
+        return Source(asked=wanted.source, path=unquote(rest))  # rows.py says when nothing matches
+    fetch = _fetch_matching if scheme == "s3" and glob.has_magic(_name(rest)) else _fetch_files
+    return Source(asked=wanted.source, path=str(fetch(wanted.field, address, target)))
 
 
 def _fetch_files(field: str, address: str, target: Path, *, weights: bool = True) -> Path:
     scheme, _, rest = address.partition("://")
     if scheme == "file":
         path = Path(unquote(rest))
-        if not path.exists() and not glob.has_magic(path.name):
+        if not path.exists():
             raise RunFailed(
                 TrainerExit.USER, f"{field}: {path} does not exist on this machine.", fix="Name a file that is there."
             )
@@ -178,8 +182,6 @@ def _fetch_objects(field: str, rest: str, target: Path, *, weights: bool) -> Pat
     bucket, _, key = rest.partition("/")
     key = key.rstrip("/")
     store = open_store(f"s3://{bucket}")
-    if glob.has_magic(key.rpartition("/")[2]):
-        return _fetch_matching(field, store, key, target)
     found = list(store.list_objects(key))
     if not found:
         return _fetch_object(field, store, key, target / key.rpartition("/")[2])
@@ -195,17 +197,23 @@ def _fetch_objects(field: str, rest: str, target: Path, *, weights: bool) -> Pat
     return target
 
 
-def _fetch_matching(field: str, store: ArtifactStore, key: str, target: Path) -> Path:
+def _fetch_matching(field: str, address: str, target: Path) -> Path:
     """Objects beside each other whose names match a pattern."""
+    bucket, _, key = address.removeprefix("s3://").rstrip("/").partition("/")
     directory, _, pattern = key.rpartition("/")
+    store = open_store(f"s3://{bucket}")
     target.mkdir(parents=True, exist_ok=True)
-    found = [item.key for item in store.list_objects(directory) if item.key.rpartition("/")[0] == directory]
-    found = [name for name in found if fnmatchcase(name.rpartition("/")[2], pattern)]
+    beside = [item.key for item in store.list_objects(directory) if item.key.rpartition("/")[0] == directory]
+    found = [key for key in beside if fnmatchcase(_name(key), pattern)]
     if not found:
-        raise RunFailed(TrainerExit.USER, f"{field}: no object matches {store.url(key)}.")
-    for name in found:
-        store.get_file(name, target / name.rpartition("/")[2])
+        raise RunFailed(TrainerExit.USER, f"{field}: no object matches {address}.")
+    for key in found:
+        store.get_file(key, target / _name(key))
     return target / "*"
+
+
+def _name(key: str) -> str:
+    return key.rstrip("/").rpartition("/")[2]
 
 
 def _fetch_object(field: str, store: ArtifactStore, key: str, path: Path) -> Path:

@@ -66,7 +66,7 @@ def _read(path: Path) -> Run:
 
 
 def _inspect(run: Run) -> dict[str, Any]:
-    from hone_trainer.data import split_rows, temporary_files_in
+    from hone_trainer.data import open_sets, temporary_files_in
     from hone_trainer.inputs import fetch
     from hone_trainer.model import load_tokenizer
 
@@ -74,17 +74,8 @@ def _inspect(run: Run) -> dict[str, Any]:
     assert spec.dataset is not None
     with tempfile.TemporaryDirectory(prefix="hone-inspect-") as scratch, temporary_files_in(Path(scratch)):
         inputs = fetch(run, Path(scratch), weights=False)
-        assert inputs.dataset is not None
         tokenizer = load_tokenizer(inputs.tokenizer, spec.model)
-        other = Path(inputs.eval_dataset.path) if inputs.eval_dataset else None
-        train, evaluation = split_rows(
-            spec.dataset,
-            Path(inputs.dataset.path),
-            other,
-            mixed=[Path(source.path) for source in inputs.mixed],
-            seed=spec.training.seed,
-            max_eval_rows=spec.training.eval.max_rows,
-        )
+        train, evaluation = open_sets(spec, inputs)
         read = _read_rows if spec.method.sft else _read_pairs
         prepared, found = read(run, tokenizer, train, evaluation)
     counts = {"train": asdict(prepared.train_counts)}

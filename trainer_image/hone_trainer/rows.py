@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hone.run import TrainerExit
+from hone.spec.sources import DATA_SUFFIXES
 from hone.spec.splits import HOW, Slice, read_split
 from hone_trainer.failure import RunFailed
-from hone_trainer.files import EXTENSIONS, Part, Row, open_file
+from hone_trainer.files import Part, Row, open_file
 
 _NO_ROWS = ("MANIFEST.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
@@ -129,10 +130,12 @@ def _files(path: Path, *, split: str, field: str) -> list[Path]:
             )
         return [path]
     found = sorted(
-        file for file in path.rglob("*") if file.suffix in EXTENSIONS and file.name not in _NO_ROWS and file.is_file()
+        file
+        for file in path.rglob("*")
+        if file.suffix in DATA_SUFFIXES and file.name not in _NO_ROWS and file.is_file()
     )
     if not found:
-        raise RunFailed(TrainerExit.DATA, f"The data set {path} is empty: no {', '.join(EXTENSIONS)} file is in it.")
+        raise RunFailed(TrainerExit.DATA, f"The data set {path} is empty: no {', '.join(DATA_SUFFIXES)} file is in it.")
     if named := [file for file in found if _belongs(file.relative_to(path), split)]:
         return named
     if split == "train" and not any(_belongs(file.relative_to(path), name) for file in found for name in _SPLIT_NAMES):

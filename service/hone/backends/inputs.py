@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 from hone.errors import InvalidRequest, Violation
 from hone.spec import JobSpec
+from hone.spec.sources import DATA_SUFFIXES
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _ELSEWHERE = "on the machine that the service runs on: put it there, or name an s3:// or hf:// source."
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from hone.errors import NotServed, Violation
-from hone.spec import Dataset, JobSpec
+from hone.spec import JobSpec
 from hone.spec.methods import METHODS
 from hone.spec.outputs import hub_violations
 from hone.spec.secret import secret_message, secrets
 from hone.spec.sources import sources
-from hone.spec.splits import HOW, read_split
+from hone.spec.splits import split_violations
 
 SCHEDULERS = (
     "cosine",
@@ -324,7 +324,7 @@ def _data_rules(spec: JobSpec) -> Iterator[Violation]:
         yield from _source_rules(path, source)
     if dataset is None:
         return
-    yield from _split_rules(dataset)
+    yield from split_violations(dataset)
     if dataset.eval_fraction and (dataset.eval_split or dataset.eval_source):
         yield Violation(path="dataset.eval_fraction", value=dataset.eval_fraction,
                         message="stands beside eval_split or eval_source: give one.")  # fmt: skip
@@ -333,16 +333,6 @@ def _data_rules(spec: JobSpec) -> Iterator[Violation]:
         yield Violation(
             path="dataset.format", value=dataset.format, message=f"{dataset.format} does not fit {method}: {fix}"
         )
-
-
-def _split_rules(dataset: Dataset) -> Iterator[Violation]:
-    splits = {"dataset.split": dataset.split, "dataset.eval_split": dataset.eval_split}
-    splits |= {f"dataset.mix.{number}.split": part.split for number, part in enumerate(dataset.mix)}
-    for path, split in splits.items():
-        try:
-            read_split(split or "train")
-        except ValueError as error:
-            yield Violation(path=path, value=split, message=f"{str(error)!r} is not a split: {HOW}")
 
 
 def _source_rules(path: str, source: str) -> Iterator[Violation]:

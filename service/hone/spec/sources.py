@@ -8,6 +8,8 @@ from hone.spec import JobSpec
 
 FIELDS = ("source", "eval_source", "tokenizer", "file")
 """Names of the fields that hold one."""
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt")
+"""Of the files that rows are read from."""
 
 
 def sources(spec: JobSpec, *, scheme: str = "") -> Iterator[tuple[str, str]]:
