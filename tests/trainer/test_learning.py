@@ -69,6 +69,31 @@ def run(make_attempt: MakeAttempt, run_here: RunHere, tmp_path: Path, base: Path
     return train
 
 
+@pytest.fixture
+def improve(make_attempt: MakeAttempt, run_here: RunHere, tmp_path: Path, base: Path, seed: int) -> Run:
+    """Trains a LoRA of rank 16 by rewards of answers to prompts."""
+
+    def train(method: str, rewards: Any, *, steps: int, rate: float, micro_batch_size: int, **settings: Any) -> Attempt:
+        train_file = write_rows(tmp_path / "train.jsonl", letters.answered(7680, seed=seed))
+        eval_file = write_rows(tmp_path / "eval.jsonl", letters.answered(256, seed=seed, held_out=True))
+        changes = {
+            "model": {"source": f"file://{base}"},
+            "dataset": {"source": f"file://{train_file}", "eval_source": f"file://{eval_file}"},
+            "method": {"sft": None, method: {"rewards": rewards, "max_new_tokens": 6, **settings}},
+            "adapter": {"lora": {"rank": 16, "alpha": 32}},
+            "training": {
+                "max_steps": steps,
+                "learning_rate": rate,
+                "warmup_ratio": 0.1,
+                "seed": seed,
+                "eval": {"at_start": True, "batch_size": 256},
+            },
+        }
+        return run_here(make_attempt(changes, micro_batch_size=micro_batch_size))
+
+    return train
+
+
 def load(path: Path, adapter: Path | None = None) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -121,3 +146,18 @@ def test_a_reward_model_learns_nothing_from_labels_by_a_coin(run: Run, seed: int
     told("reward, labels by a coin", "loss after", after["eval_loss"])
     told("reward, labels by a coin", "accuracy after", after["eval_rewards/accuracies"])
     assert after["eval_loss"] >= 0.69
+
+
+REVERSED = {"answer": {"column": "completion"}}
+
+
+def test_ppo_learns_from_a_rule(improve: Run, base: Path, seed: int, told: Told) -> None:
+    settings = {"batch_size": 128, "mini_batch_size": 32, "init_kl_coef": 0.2}
+    attempt = improve("ppo", [{**REVERSED, "weight": 4.0}], steps=40, rate=1e-3, micro_batch_size=32, **settings)
+    before, after = evaluations(attempt)
+    share = letters.exact(load(base, attempt.directory.scratch / "outputs" / "adapter"), count=500, seed=seed)
+    told("ppo, rule", "right answers before", before["eval_reward/answer"])
+    told("ppo, rule", "right answers after", after["eval_reward/answer"])
+    told("ppo, rule", "KL after, nats", after["eval_kl"])
+    told("ppo, rule", "exact reversals, sampled", share)
+    assert share >= 0.85

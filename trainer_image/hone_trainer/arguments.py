@@ -54,6 +54,6 @@ def training_arguments(config: Any, context: RunContext, *, has_evaluation: bool
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=launch.device == "cuda",
-        max_length=None,
+        **({"max_length": None} if "max_length" in config.__dataclass_fields__ else {}),
         **own,
     )

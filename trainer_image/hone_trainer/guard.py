@@ -1,14 +1,16 @@
 """No connection that the request did not ask for.
 
 Workers need no network: inputs are fetched before they start and outputs are sent after they ended, both by the
-supervisor. The guard makes that a fact: a worker may talk to its peers and to nobody else, and a library that tries is
-stopped with the address it wanted.
+supervisor. The guard makes that a fact: a worker may talk to its peers, to the scorers that its request names, and to
+nobody else; a library that tries is stopped with the address it wanted.
 """
 
 import ipaddress
 import socket
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 from hone.run import TrainerExit
 from hone_trainer.failure import RunFailed
@@ -30,6 +32,17 @@ def forbid_network(peers: Collection[str] = ()) -> None:
             raise _refused(_text(arguments[0]))
 
     sys.addaudithook(hook)
+
+
+def hosts(urls: Iterable[str]) -> set[str]:
+    """Names and addresses of the hosts of URLs, as they are now: asked before the guard stands."""
+    found = set()
+    for url in urls:
+        name = urlsplit(url).hostname or ""
+        found.add(name)
+        with suppress(OSError):  # whoever asks it says that it cannot be found
+            found |= {str(address[4][0]) for address in socket.getaddrinfo(name, None)}
+    return found
 
 
 def _text(host: object) -> str:

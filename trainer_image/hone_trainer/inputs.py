@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,16 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardModel:
+    """A model that scores answers."""
+
+    model: Source
+    """The whole model, or the adapter's base."""
+    tokenizer: Source
+    adapter: Source | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Everything that the workers read."""
 
@@ -52,6 +63,8 @@ class Inputs:
     """Of dataset.mix."""
     adapters: tuple[Source, ...] = ()
     """The one that training goes on from, or those that are merged."""
+    reward_models: Mapping[str, RewardModel] = field(default_factory=dict)
+    """By the number of their reward in the request; text, as keys of JSON are."""
 
     def write(self, path: Path) -> None:
         """For the workers, as JSON."""
@@ -62,8 +75,12 @@ class Inputs:
         """The other way round."""
         data = json.loads(path.read_text(encoding="utf-8"))
         mixed, adapters = (tuple(Source(**source) for source in data.pop(name)) for name in ("mixed", "adapters"))
+        models = {
+            number: RewardModel(**{name: Source(**source) for name, source in parts.items() if source})
+            for number, parts in data.pop("reward_models").items()
+        }
         found = {name: Source(**source) for name, source in data.items() if source}
-        return Inputs(**found, mixed=mixed, adapters=adapters)
+        return Inputs(**found, mixed=mixed, adapters=adapters, reward_models=models)
 
 
 def fetch(run: Run, directory: Path, *, weights: bool = True) -> Inputs:
@@ -78,7 +95,24 @@ def fetch(run: Run, directory: Path, *, weights: bool = True) -> Inputs:
     if spec.model.tokenizer:
         tokenizer = _fetch(run, "model.tokenizer", spec.model.tokenizer, directory / "tokenizer")
     rows = _fetch_data(run, spec.dataset, directory) if spec.dataset else {}
-    return Inputs(model=model, tokenizer=tokenizer, adapters=tuple(adapters), **rows)
+    models = _fetch_reward_models(run, directory) if weights else {}
+    return Inputs(model=model, tokenizer=tokenizer, adapters=tuple(adapters), reward_models=models, **rows)
+
+
+def _fetch_reward_models(run: Run, directory: Path) -> dict[str, RewardModel]:
+    """The models among the rewards of ppo and grpo, each with the base of an adapter."""
+    method, found = run.spec.method, dict[str, RewardModel]()
+    learns = method.ppo or method.grpo
+    for number, part in enumerate(learns.rewards if learns else ()):
+        if part.model is None:
+            continue
+        place, path = f"method.{method.name}.rewards.{number}.model.source", directory / f"reward-{number}"
+        named = _fetch(run, place, part.model.source, path)
+        saved = read_adapter_directory(Path(named.path), named.asked)
+        model = _fetch(run, f"{place}: {named.asked}, its base", saved.base, path / "base") if saved else named
+        tokenizer = named if has_tokenizer(named) else model
+        found[str(number)] = RewardModel(model=model, tokenizer=tokenizer, adapter=named if saved else None)
+    return found
 
 
 def _fetch_data(run: Run, dataset: Dataset, directory: Path) -> dict[str, Any]:

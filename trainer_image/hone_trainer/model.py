@@ -121,6 +121,19 @@ def load_tokenizer(source: Source, model: Model) -> Any:
     return tokenizer
 
 
+def pad_apart(tokenizer: Any) -> Any:
+    """The tokenizer with a padding token that is not the stop token, where it has another that no answer ends with.
+
+    A decoder's score is taken from the last token that is no padding, so one that pads with its stop token would not
+    see whether an answer ends.
+    """
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        others = [tokenizer.unk_token, tokenizer.bos_token]
+        apart = [token for token in others if token not in (None, tokenizer.eos_token)]
+        tokenizer.pad_token = apart[0] if apart else tokenizer.eos_token
+    return tokenizer
+
+
 def weights_dtype(launch: Launch, *, adapted: bool) -> torch.dtype:
     """What the weights are loaded in: what is trained is fp32, a frozen base has the precision of the computation."""
     return torch.bfloat16 if adapted and launch.precision == "bf16" else torch.float32

@@ -19,11 +19,12 @@ from hone_trainer import sharding
 from hone_trainer.checkpoints import BEST, Checkpoints
 from hone_trainer.context import RunContext
 from hone_trainer.failure import RunFailed
+from hone_trainer.guards import POLICY_FIGURES
 from hone_trainer.model import train_in
 from hone_trainer.optimizers import own_optimizer
 from hone_trainer.preference import FIGURES
 
-_TOLD = ("loss", "learning_rate", "grad_norm", *FIGURES)
+_TOLD = ("loss", "learning_rate", "grad_norm", *FIGURES, *POLICY_FIGURES)
 
 
 class EvaluationCut(Exception):
@@ -218,7 +219,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             "tokens": float(self._tokens),
         }
         self._last_time, self._last_tokens = now, self._tokens
-        return metrics | {name: float(logs[name]) for name in _TOLD if name in logs}
+        told = [name for name in logs if name in _TOLD or name.startswith("reward/")]
+        return metrics | {name: float(logs[name]) for name in told}
 
 
 class Best(TrainerCallback):  # type: ignore[misc]

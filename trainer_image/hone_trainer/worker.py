@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hone.run import Run, RunDirectory, TrainerExit
+from hone.spec.rewards import scorers
 from hone_trainer import world
 from hone_trainer.context import RunContext, StopSignal
 from hone_trainer.failure import write_error
 from hone_trainer.fit import check_gpu
-from hone_trainer.guard import forbid_network
+from hone_trainer.guard import forbid_network, hosts
 from hone_trainer.inputs import Inputs
 from hone_trainer.process import die_with_parent
 from hone_trainer.report import EventLog
@@ -38,7 +39,8 @@ def main(path: Path) -> int:
 
 def _run(directory: RunDirectory, stop: StopSignal, rank: int) -> None:
     run = Run.from_yaml(directory.run_file.read_text(encoding="utf-8"))
-    forbid_network([os.environ["MASTER_ADDR"]] if "MASTER_ADDR" in os.environ else ())
+    peers = [os.environ["MASTER_ADDR"]] if "MASTER_ADDR" in os.environ else []
+    forbid_network([*peers, *hosts(scorers(run.spec))])
     world.join(run.launch, directory)
     check_gpu(run.launch, directory.scratch / "plan.json")
     context = RunContext(
@@ -72,6 +74,12 @@ def _run_reward(context: RunContext) -> None:
     reward.run(context)
 
 
+def _run_ppo(context: RunContext) -> None:
+    from hone_trainer.methods import ppo
+
+    ppo.run(context)
+
+
 def _run_merge(context: RunContext) -> None:
     from hone_trainer.methods import merge
 
@@ -82,6 +90,7 @@ METHODS: dict[str, Callable[[RunContext], None]] = {
     "sft": _run_sft,
     "dpo": _run_dpo,
     "reward": _run_reward,
+    "ppo": _run_ppo,
     "merge": _run_merge,
 }
 """What this trainer runs; validation answers NotServed for the rest."""

@@ -27,6 +27,8 @@ class Sources(NamedTuple):
     adapters: tuple[str, ...] = ()
     mixed: tuple[str, ...] = ()
     """Of dataset.mix."""
+    reward_models: tuple[tuple[str, str], ...] = ()
+    """Where the request names them, and what."""
 
 
 def sources(spec: JobSpec) -> Sources:
@@ -34,7 +36,15 @@ def sources(spec: JobSpec) -> Sources:
     dataset, eval_dataset = (spec.dataset.source, spec.dataset.eval_source) if spec.dataset else (None, None)
     adapters = tuple(part.source for part in spec.method.merge.adapters) if spec.method.merge else ()
     mixed = tuple(part.source for part in spec.dataset.mix) if spec.dataset else ()
-    return Sources(spec.model.source, spec.model.tokenizer, dataset, eval_dataset, adapters, mixed)
+    found = Sources(spec.model.source, spec.model.tokenizer, dataset, eval_dataset, adapters, mixed)
+    learns = spec.method.ppo or spec.method.grpo
+    path = f"method.{spec.method.name}.rewards"
+    models = [
+        (f"{path}.{number}.model.source", part.model.source)
+        for number, part in enumerate(learns.rewards if learns else ())
+        if part.model
+    ]
+    return found._replace(reward_models=tuple(models))
 
 
 def check_inputs(found: Sources) -> None:
@@ -42,6 +52,8 @@ def check_inputs(found: Sources) -> None:
     violations = [*_model("model.source", found.model)]
     for number, adapter in enumerate(found.adapters):
         violations += _adapter(f"method.merge.adapters.{number}.source", adapter)
+    for field, source in found.reward_models:
+        violations += _model(field, source)
     if found.tokenizer:
         violations += _there("model.tokenizer", found.tokenizer)
     if found.dataset:

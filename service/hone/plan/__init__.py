@@ -119,7 +119,8 @@ def _workload(spec: JobSpec, shape: ModelShape) -> Workload:
     part = method.sft or method.dpo or method.reward
     generation = method.ppo or method.grpo
     length = part.max_length if part else generation.max_prompt_length + generation.max_new_tokens if generation else 8
-    full_dpo = spec.adapter is None and method.dpo is not None and not method.dpo.precompute_reference
+    full = spec.adapter is None
+    compares = bool(method.ppo or (method.dpo and not method.dpo.precompute_reference))
     return Workload(
         shape=shape,
         trained=_trained(spec, shape),
@@ -127,10 +128,11 @@ def _workload(spec: JobSpec, shape: ModelShape) -> Workload:
         quantized=spec.quantization == "nf4",
         sequence_length=length,
         rows_factor=2 if method.dpo or method.reward else 1,
-        extra_models=1 + int(spec.adapter is None) if generation else 0,
-        keeps_reference=full_dpo,
+        reward_models=sum(part.model is not None for part in generation.rewards) if generation else 0,
+        keeps_reference=full and compares,
         scores=method.reward is not None,
         generated_tokens=generation.max_new_tokens if generation else 0,
+        answers=method.ppo.batch_size if method.ppo else 0,
         packed=bool(method.sft and method.sft.packing and spec.model.attention != "flash_attention_2"),
         dropout=bool(spec.adapter and spec.adapter.lora.dropout),
         optimizer=spec.training.optimizer,
@@ -216,7 +218,8 @@ def _launches(spec: JobSpec, device: Device) -> Iterator[Launch]:
     if compute.strategy != "auto":
         strategies: tuple[str, ...] = (compute.strategy,)
     else:
-        strategies = ("ddp",) if world == 1 or (spec.adapter and not device.gpu) else ("ddp", "zero2", "zero3")
+        shards = world > 1 and not spec.method.ppo and not (spec.adapter and not device.gpu)
+        strategies = ("ddp", "zero2", "zero3") if shards else ("ddp",)
     precision = training.precision
     if precision == "auto":
         # Rounding bf16 weights stochastically is computing with them, on a CPU too.
@@ -249,24 +252,25 @@ def _launches(spec: JobSpec, device: Device) -> Iterator[Launch]:
 def _batches(spec: JobSpec, world: int) -> list[tuple[int, int]]:
     """Micro-batch and accumulation, the largest micro-batch first; all of the same global batch."""
     training = spec.training
+    path = "method.ppo.mini_batch_size" if spec.method.ppo else "training.global_batch_size"
     micro, accumulation = training.micro_batch_size, training.gradient_accumulation_steps
     if spec.method.name == "merge":
         return [(1, 1)]
-    if micro and accumulation:
+    if micro and accumulation and not spec.method.ppo:
         return [(micro, accumulation)]
-    whole = training.global_batch_size
+    whole = spec.method.ppo.mini_batch_size if spec.method.ppo else training.global_batch_size
     if whole is None:
         fixed = (micro or 1) * (accumulation or 1) * world
         whole = fixed * max(1, DEFAULT_GLOBAL_BATCH_SIZE // fixed)
     if whole % world:
         message = f"{whole} is no multiple of {world} processes: every process takes as many rows."
-        raise InvalidRequest([Violation(path="training.global_batch_size", value=whole, message=message)])
+        raise InvalidRequest([Violation(path=path, value=whole, message=message)])
     rows = whole // world
     sizes = [micro] if micro else [n for n in range(min(rows, LARGEST_MICRO_BATCH_SIZE), 0, -1) if rows % n == 0]
     pairs = [(size, rows // size) for size in sizes if rows % size == 0 and accumulation in (None, rows // size)]
     if not pairs:
         message = f"{whole} cannot be made of the given micro_batch_size and accumulation on {world} processes."
-        raise InvalidRequest([Violation(path="training.global_batch_size", value=whole, message=message)])
+        raise InvalidRequest([Violation(path=path, value=whole, message=message)])
     return pairs
 
 
@@ -298,10 +302,15 @@ def _resolved_training(spec: JobSpec, launch: Launch) -> Training:
             "activation_checkpointing": launch.activation_checkpointing,
             "precision": launch.precision,
             "eval": training.eval.model_copy(
-                update={"batch_size": training.eval.batch_size or launch.micro_batch_size}
+                update={"batch_size": training.eval.batch_size or _eval_batch_size(spec, launch)}
             ),
         }
     )
+
+
+def _eval_batch_size(spec: JobSpec, launch: Launch) -> int:
+    """Answers are drawn for the evaluation as they are for training."""
+    return max(1, spec.method.ppo.batch_size // launch.world_size) if spec.method.ppo else launch.micro_batch_size
 
 
 def _sentence(spec: JobSpec, device: Device, launch: Launch, peak: int, *, fits: bool) -> str:

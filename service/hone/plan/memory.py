@@ -5,6 +5,7 @@ P = parameters of the base, t = trained parameters, N = processes, s = sequence 
 kv = kv heads × head dim, f = MLP width, L = layers, V = vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 
 from hone.job import Launch, MemoryItem
@@ -42,16 +43,18 @@ class Workload:
     sequence_length: int
     rows_factor: int
     """Sequences that one row of the micro-batch brings: 2 for pairs."""
-    extra_models: int
-    """Whole models beside the trained one: reward and value models."""
+    reward_models: int
+    """Models beside the trained one that score its answers, each taken to be as large."""
     keeps_reference: bool
-    """Whether a frozen copy of the trained weights is kept: full DPO."""
+    """Whether a frozen copy of the trained weights is kept: full DPO and PPO."""
     scores: bool
     """Whether the model answers with one score, and no head makes logits."""
     generated_tokens: int
     packed: bool
     dropout: bool
     optimizer: str
+    answers: int = 0
+    """Answers that are drawn together, over all processes; 0: as many as the micro-batch has rows."""
     merges: bool = False
 
 
@@ -88,9 +91,10 @@ def _state(load: Workload, launch: Launch) -> list[MemoryItem]:
     whole = 1 if not zero3 else shards
     split = 1 if not zero2 else shards
     items = [*_weights(load, launch, whole)]
-    if load.extra_models:
-        size = load.extra_models * load.shape.parameters * _width(launch) / whole
-        items.append(_item("other models", size, f"{load.extra_models} × P × {_width(launch)} B / {whole}"))
+    if load.reward_models:
+        size = load.reward_models * load.shape.parameters * _width(launch)
+        text = f"{load.reward_models} × P × {_width(launch)} B, where they are as large as the policy"
+        items.append(_item("reward models", size, text))
     if load.keeps_reference:
         width = 2 if load.optimizer == "adamw_bf16_sr" else 4
         items.append(_item("reference model", load.shape.parameters * width / whole, f"P × {width} B / {whole}"))
@@ -167,8 +171,9 @@ def _step(load: Workload, launch: Launch) -> list[MemoryItem]:
         chunk, vocabulary = min(s * rows, LOGITS_CHUNK), shape.vocab_size
         items.append(_item("logits", 14 * chunk * vocabulary, f"14 B × {chunk} tokens × V, V = {vocabulary:,}"))
     if load.generated_tokens:
-        cache = 2 * layers * kv * (s + load.generated_tokens) * rows * width
-        items.append(_item("generation cache", cache, f"2·L·kv·(s + {load.generated_tokens})·b × {width} B"))
+        answers = math.ceil(load.answers / launch.world_size) or rows
+        cache = 2 * layers * kv * s * answers * width
+        items.append(_item("generation cache", cache, f"2·L·kv·s × {answers} answers × {width} B"))
     return items
 
 

@@ -11,6 +11,7 @@ from hone.errors import NotServed, Violation
 from hone.spec import JobSpec
 from hone.spec.methods import METHODS
 from hone.spec.outputs import hub_violations
+from hone.spec.rewards import reward_violations
 from hone.spec.secret import secret_message, secrets
 from hone.spec.sources import sources
 from hone.spec.splits import split_violations
@@ -122,8 +123,10 @@ RULES: tuple[Rule, ...] = (
 
 UNSERVED: tuple[Rule, ...] = (
     *(Rule({"method": method}, "method",
-           f"Method {method} is not served by this version; sft, dpo, reward and merge are.")
-      for method in ("ppo", "grpo")),
+           f"Method {method} is not served by this version; sft, dpo, reward, ppo and merge are.")
+      for method in ("grpo",)),
+    Rule({"method": "ppo", "strategy": "zero2"}, "compute.strategy",
+         "ppo under strategy zero2 is not served by this version; ddp is."),
     Rule({"quantization": "nf4", "strategy": "zero3"}, "compute.strategy",
          "Splitting 4-bit weights (strategy zero3) is not served by this version; zero2 and ddp are."),
 )  # fmt: skip
@@ -158,6 +161,8 @@ def violations(spec: JobSpec) -> list[Violation]:
         *_training_rules(spec),
         *_merge_rules(spec),
         *_preference_rules(spec),
+        *_ppo_rules(spec),
+        *reward_violations(spec),
         *_data_rules(spec),
         *_compute_rules(spec),
         *_scheduling_rules(spec),
@@ -180,6 +185,11 @@ def _unserved_fields(spec: JobSpec) -> Iterator[tuple[bool, str]]:
     if spec.compute.strategy == "zero3" and (dpo := spec.method.dpo):
         yield dpo.precompute_reference, ("method.dpo.precompute_reference under strategy zero3 is not served by this "
                                          "version: remove it.")  # fmt: skip
+    learns = spec.method.ppo or spec.method.grpo
+    yield (
+        bool(learns and any(part.python for part in learns.rewards)),
+        ("Rewards by a Python function (rewards.python) are not served by this version: use an http scorer."),
+    )
     yield bool(spec.model.new_tokens), "New tokens (model.new_tokens) are not served by this version: remove them."
 
 
@@ -276,6 +286,21 @@ def _preference_rules(spec: JobSpec) -> Iterator[Violation]:
         yield Violation(path="adapter.lora.bias", value=spec.adapter.lora.bias,
                         message="trains biases of the base, so that switching the adapter off gives no reference: set "
                         "it to none, or method.dpo.precompute_reference to true.")  # fmt: skip
+
+
+def _ppo_rules(spec: JobSpec) -> Iterator[Violation]:
+    """The three sizes of batches: answers drawn together, answers of one optimizer step, answers of one pass."""
+    if (ppo := spec.method.ppo) is None:
+        return
+    if ppo.batch_size % ppo.mini_batch_size:
+        yield Violation(path="method.ppo.mini_batch_size", value=ppo.mini_batch_size,
+                        message=f"does not divide batch_size ({ppo.batch_size}): every answer is used once in every "
+                        "epoch.")  # fmt: skip
+    whole = spec.training.global_batch_size
+    if whole and whole != ppo.mini_batch_size:
+        yield Violation(path="training.global_batch_size", value=whole,
+                        message=f"contradicts method.ppo.mini_batch_size ({ppo.mini_batch_size}), which is the number "
+                        "of answers in one optimizer step: remove it.")  # fmt: skip
 
 
 def _merge_rules(spec: JobSpec) -> Iterator[Violation]:

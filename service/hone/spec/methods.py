@@ -125,7 +125,9 @@ class RewardPart(Part):
     python: PythonPart | None = None
     """User's function."""
     weight: Float = setting(1.0, origin="Hone")
-    """Factor of this signal in the sum."""
+    """Factor of this signal in the sum; 0: it is measured and told, and nothing is learned from it."""
+    on_error: Literal["fail", "zero"] = setting("fail", origin="Hone")
+    """When a signal has no score for some answers: `fail` ends the run, `zero` counts 0 for them and goes on."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -136,7 +138,10 @@ Rewards = Annotated[tuple[RewardPart, ...], Field(min_length=1)]
 
 
 class Ppo(Part):
-    """Proximal policy optimisation (Schulman et al. 2017; Ziegler et al. 2019)."""
+    """Proximal policy optimisation (Schulman et al. 2017; Ziegler et al. 2019).
+
+    A step of training.max_steps, eval.steps, checkpoint.steps and logging_steps is one batch of answers.
+    """
 
     rewards: Rewards
     """The signals; their weighted sum is the reward."""
@@ -145,13 +150,13 @@ class Ppo(Part):
     batch_size: Int = setting(16, origin="TRL tutorial", unit="answers", ge=1)
     """Answers collected before each update, over all ranks."""
     mini_batch_size: Int = setting(4, origin="TRL tutorial", unit="answers", ge=1)
-    """Answers in one optimizer step, over all ranks."""
+    """Answers in one optimizer step, over all ranks: micro_batch_size × gradient_accumulation_steps × ranks."""
     init_kl_coef: Float = setting(0.2, origin="Ziegler et al. 2019", ge=0)
     """Coefficient of the KL penalty at the start."""
     kl_target: Float | None = setting(None, origin="fixed coefficient", unit="nats", gt=0)
     """KL that an adaptive controller steers to; absent: the coefficient stays."""
     max_kl: Float | None = setting(None, origin="no bound", unit="nats", gt=0)
-    """KL at which training stops."""
+    """Training stops when the answers of a step are further than this from the reference."""
     gamma: Float = setting(1.0, origin="Ziegler et al. 2019", gt=0, le=1)
     """Discount."""
     gae_lambda: Float = setting(0.95, origin="Schulman et al. 2016", ge=0, le=1)

@@ -200,7 +200,7 @@ class Ppo(_message.Message):
     def __init__(self, rewards: _Optional[_Iterable[_Union[RewardPart, _Mapping]]] = ..., ppo_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., mini_batch_size: _Optional[int] = ..., init_kl_coef: _Optional[float] = ..., kl_target: _Optional[float] = ..., max_kl: _Optional[float] = ..., gamma: _Optional[float] = ..., gae_lambda: _Optional[float] = ..., cliprange: _Optional[float] = ..., cliprange_value: _Optional[float] = ..., vf_coef: _Optional[float] = ..., missing_eos_penalty: _Optional[float] = ..., max_prompt_length: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ...) -> None: ...
 
 class RewardPart(_message.Message):
-    __slots__ = ("model", "answer", "regex", "json_schema", "length", "http", "python", "weight")
+    __slots__ = ("model", "answer", "regex", "json_schema", "length", "http", "python", "weight", "on_error")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     REGEX_FIELD_NUMBER: _ClassVar[int]
@@ -209,6 +209,7 @@ class RewardPart(_message.Message):
     HTTP_FIELD_NUMBER: _ClassVar[int]
     PYTHON_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    ON_ERROR_FIELD_NUMBER: _ClassVar[int]
     model: RewardModelPart
     answer: AnswerPart
     regex: RegexPart
@@ -217,7 +218,8 @@ class RewardPart(_message.Message):
     http: HttpPart
     python: PythonPart
     weight: float
-    def __init__(self, model: _Optional[_Union[RewardModelPart, _Mapping]] = ..., answer: _Optional[_Union[AnswerPart, _Mapping]] = ..., regex: _Optional[_Union[RegexPart, _Mapping]] = ..., json_schema: _Optional[_Union[JsonSchemaPart, _Mapping]] = ..., length: _Optional[_Union[LengthPart, _Mapping]] = ..., http: _Optional[_Union[HttpPart, _Mapping]] = ..., python: _Optional[_Union[PythonPart, _Mapping]] = ..., weight: _Optional[float] = ...) -> None: ...
+    on_error: str
+    def __init__(self, model: _Optional[_Union[RewardModelPart, _Mapping]] = ..., answer: _Optional[_Union[AnswerPart, _Mapping]] = ..., regex: _Optional[_Union[RegexPart, _Mapping]] = ..., json_schema: _Optional[_Union[JsonSchemaPart, _Mapping]] = ..., length: _Optional[_Union[LengthPart, _Mapping]] = ..., http: _Optional[_Union[HttpPart, _Mapping]] = ..., python: _Optional[_Union[PythonPart, _Mapping]] = ..., weight: _Optional[float] = ..., on_error: _Optional[str] = ...) -> None: ...
 
 class RewardModelPart(_message.Message):
     __slots__ = ("source", "max_length")

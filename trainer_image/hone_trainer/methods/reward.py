@@ -15,7 +15,7 @@ from hone_trainer.collate import PairCollator
 from hone_trainer.context import RunContext
 from hone_trainer.course import follow
 from hone_trainer.data import as_dataset, prepare
-from hone_trainer.model import check_model, load_tokenizer
+from hone_trainer.model import check_model, load_tokenizer, pad_apart
 from hone_trainer.pairs import pairs_for, prepare_pairs, tell_whole_pairs
 from hone_trainer.preference import check_positions, measure_pairs, pair_figures, without_dropout
 from hone_trainer.trained import trained_model
@@ -29,7 +29,7 @@ def run(context: RunContext) -> None:
 
     context.phase("data")
     check_model(context.inputs.model, scores=True)
-    tokenizer = _pad_apart(load_tokenizer(context.inputs.tokenizer, context.run.spec.model))
+    tokenizer = pad_apart(load_tokenizer(context.inputs.tokenizer, context.run.spec.model))
     data = prepare(
         context,
         lambda train, held_out: prepare_pairs(*pairs_for(context.run.spec, tokenizer, train), train, held_out),
@@ -92,16 +92,3 @@ class Trainer(RewardTrainer):  # type: ignore[misc]
         logs |= pair_figures(self._metrics["train"])
         self._metrics["train"].clear()
         super().log(logs, start_time)
-
-
-def _pad_apart(tokenizer: Any) -> Any:
-    """The tokenizer with a padding token that is not the stop token, where it has another that no answer ends with.
-
-    A decoder's score is taken from the last token that is no padding, so one that pads with its stop token would not
-    see whether an answer ends.
-    """
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        others = [tokenizer.unk_token, tokenizer.bos_token]
-        apart = [token for token in others if token not in (None, tokenizer.eos_token)]
-        tokenizer.pad_token = apart[0] if apart else tokenizer.eos_token
-    return tokenizer
