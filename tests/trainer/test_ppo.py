@@ -57,7 +57,7 @@ def request(prompts: Path, *changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def figures(attempt: Attempt) -> list[dict[str, float]]:
-    names = {"tokens_per_second", "eta_s"}
+    names = {"tokens_per_second", "eta_s", "generate_s", "score_s", "forward_s", "update_s"}
     return [{k: v for k, v in event.metrics.items() if k not in names} for event in attempt.events("progress")]
 
 

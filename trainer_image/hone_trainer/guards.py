@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 POLICY_FIGURES = (
     "reward", "kl", "kl_coef", "entropy", "policy_loss", "value_loss", "clip_fraction", "explained_variance",
-    "ratio_deviation", "answer_tokens", "truncated",
+    "ratio_deviation", "answer_tokens", "truncated", "generate_s", "score_s", "forward_s", "update_s",
 )  # fmt: skip
 """What ppo and grpo report of a step beside `reward/<part>`: kl is the mean of an answer in nats, entropy that of a
 token, truncated the share of answers that did not end by themselves."""

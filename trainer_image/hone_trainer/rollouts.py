@@ -6,9 +6,10 @@ it depends neither on the number of ranks, nor on what was drawn before.
 """
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,8 @@ class Rollouts:
     """A batch of answers, of all ranks, in the order of their prompts."""
 
     answers: Sequence[Drawn]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What drawing and scoring took this rank: generate_s, score_s."""
 
     def sequences(self, pad: int, device: Any) -> Sequences:
         """As the policy reads them."""
@@ -137,16 +140,19 @@ def roll_out(
     """Answers of `model` to all prompts, of which this rank draws and scores its `share`; the first has `seed`, the
     next one more."""
     seeds = range(seed, seed + len(prompts))[share]
+    began = time.monotonic()
     drawn = draw(model, prompts[share], sampling, seeds=seeds)
+    drawn_at = time.monotonic()
     mine = score(rewards, tokenizer, prompts[share], drawn, step=step)
     penalised = [
         answer if answer.ended else replace(answer, score=answer.score - missing_eos_penalty) for answer in mine
     ]
+    seconds = {"generate_s": drawn_at - began, "score_s": time.monotonic() - drawn_at}
     parts = gather_object([penalised])
     whole: list[Drawn | None] = [None] * len(prompts)
     for rank, part in enumerate(parts):
         whole[rank :: len(parts)] = part
-    return Rollouts(answers=[answer for answer in whole if answer is not None])
+    return Rollouts(answers=[answer for answer in whole if answer is not None], seconds=seconds)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ into advantages; then ppo_epochs times over the batch, in mini-batches, one opti
 """
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -138,6 +139,7 @@ class Trainer(Loop):
         """The update of one batch."""
         ppo, device = self.ppo, self.accelerator.device
         sequences, mask = rollouts.sequences(self.tokenizer.pad_token_id, device), rollouts.mask(device)
+        began = time.monotonic()
         old, reference = self._judge(sequences, mask)
         log_ratio = (old.log_probs - reference) * mask
         rewards = advantages.token_rewards(
@@ -146,7 +148,8 @@ class Trainer(Loop):
         gains = advantages.generalised_advantages(rewards, old.values, mask, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
         returns, gains = gains + old.values, advantages.whitened(gains, mask)
 
-        numbers = [answer.number for answer in rollouts.answers]
+        kl = float(log_ratio.sum(1).mean())  # of an answer, in nats
+        numbers, judged_at = [answer.number for answer in rollouts.answers], time.monotonic()
         updates = [
             self._update(part, sequences, mask, old, gains, returns, step, numbers)
             for epoch in range(ppo.ppo_epochs)
@@ -155,7 +158,8 @@ class Trainer(Loop):
         figures = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         figures["ratio_deviation"] = updates[0]["ratio_deviation"]  # of the first: nothing has been learned yet
 
-        kl = float(log_ratio.sum(1).mean())
+        figures["update_s"] = time.monotonic() - judged_at
+        figures |= rollouts.seconds | {"forward_s": judged_at - began}
         figures |= rollouts.figures() | {
             "kl": kl,
             "kl_coef": self.controller.coefficient,
