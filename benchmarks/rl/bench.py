@@ -45,7 +45,8 @@ for _ in range(repeats):
         input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, do_sample=True, top_k=0, max_new_tokens=new
     )
     new_ids = out[:, inputs.input_ids.shape[1]:].tolist()
-    ends = [row.index(model.config.eos_token_id) + 1 if model.config.eos_token_id in row else len(row) for row in new_ids]
+    eos = model.config.eos_token_id
+    ends = [row.index(eos) + 1 if eos in row else len(row) for row in new_ids]
     rates.append(sum(ends) / (time.monotonic() - began))
 print(json.dumps(rates))
 """
