@@ -3,6 +3,7 @@
 Called by `make demo` and by people; needs nothing but Python. It reads source files and never imports them.
 
     train.jsonl, eval.jsonl    {"prompt": "What does shutil.copyfile(src, dst) do?\\n", "completion": "Copy …"}
+    pairs.jsonl                {"prompt": …, "chosen": …, "rejected": …}: a row of train, and another one's answer
     documentation.jsonl        {"module": …, "text": …}: what make_base.py learns from
     stamp.json                 how they were made, with sha256; a second run that finds it true does nothing
 
@@ -26,7 +27,7 @@ from pathlib import Path
 from zlib import crc32
 
 HERE = Path(__file__).resolve().parent
-FORMAT = 1  # raise it when the rows change: finished output of an older format is then made again
+FORMAT = 2  # raise it when the rows change: finished output of an older format is then made again
 EVAL_BUCKETS = (0,)  # of ten: the modules whose crc32 ends in one of these are held out
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 PROMPT_CHARS = (12, 160)
@@ -66,7 +67,12 @@ def main() -> None:
     write_files(
         arguments.output,
         settings,
-        {"train.jsonl": unmarked(train), "eval.jsonl": unmarked(held_out), "documentation.jsonl": documents},
+        {
+            "train.jsonl": unmarked(train),
+            "eval.jsonl": unmarked(held_out),
+            "pairs.jsonl": list(pairs(unmarked(train))),
+            "documentation.jsonl": documents,
+        },
     )
     num_modules = {name: len({row["module"] for row in part}) for name, part in (("train", train), ("eval", held_out))}
     print(
@@ -226,6 +232,13 @@ def unmarked(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
 
 
 # Documentation
+
+
+def pairs(rows: list[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """Each answer is preferred to that of a row further on, where the two differ."""
+    for row, other in zip(rows, [*rows[7:], *rows[:7]], strict=True):
+        if row["completion"] != other["completion"]:
+            yield {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
 
 
 def documentation(items: Iterable[Item], held_out: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:

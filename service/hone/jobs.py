@@ -4,29 +4,26 @@ Sync, and safe to call from several threads. A method checks, then asks the stor
 the reconciler, after the answer.
 """
 
-import hashlib
-import json
-import re
-import secrets
 import threading
 import time
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from hmac import compare_digest
 from typing import Any
 from uuid import uuid4
 
+from hone import paging
 from hone.backends.base import Backend
 from hone.checkpoints import checkpoints
 from hone.crash import crash_point
+from hone.creation import Creation, Prepared, check_creation, new_suffix
 from hone.errors import AlreadyExists, HoneError, InvalidRequest, NotFound, Refused, Violation, WrongState
 from hone.job import TRANSITIONS, Attempt, Checkpoint, Event, EventType, Job, MetricSeries, Output, Point, State
+from hone.paging import JobPage
 from hone.plan import Planned
 from hone.plan.continued import continued
 from hone.references import adapter, base, named
-from hone.remembered import Remembered
 from hone.run import Run
 from hone.spec import JobSpec
 from hone.spec.combinations import refuse_unserved
@@ -34,44 +31,9 @@ from hone.spec.sources import with_sources
 from hone.storage import ArtifactStore
 from hone.store import Request, Store, condition
 
-MAX_PAGE_SIZE = 1000
-MAX_ID_LENGTH = 50
-"""A pod's host name has 63 characters, and says rank and attempt too."""
 PROBE_KEPT_S = 60.0
 """How long the artefact store is believed to be writable."""
 _SUBMIT_AGAIN = "Submit it again to run it again."
-_ID_LETTERS = "bcdfghjkmnpqrstvwxz23456789"
-"""No vowels, so that no words come about; nothing that looks like something else."""
-_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobPage:
-    """A part of a listing."""
-
-    jobs: tuple[Job, ...]
-    next_page_token: str = ""
-    """Empty at the end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Creation:
-    """A job that a caller wants recorded."""
-
-    namespace: str
-    spec: JobSpec
-    job_id: str = ""
-    """Chosen by the caller; absent, the name and five characters."""
-    request_id: str = ""
-    """The same one and the same body give the same job."""
-    validate_only: bool = False
-    """Check everything and record nothing."""
-    creator: str = ""
-
-
-def new_suffix() -> str:
-    """Five characters that make a name an id."""
-    return "".join(secrets.choice(_ID_LETTERS) for _ in range(5))
 
 
 class Jobs:
@@ -208,14 +170,14 @@ class Jobs:
         return job
 
     def events(
-        self, namespace: str, *, job_id: str = "", after_seq: int = 0, limit: int = MAX_PAGE_SIZE
+        self, namespace: str, *, job_id: str = "", after_seq: int = 0, limit: int = paging.MAX_PAGE_SIZE
     ) -> Sequence[Event]:
         """History after a number, in order, of one job or of the namespace."""
         if after_seq < 0:
             message = f"{after_seq} is negative; give the number of the last event that was read, or 0."
             raise InvalidRequest([Violation(path="after_seq", value=after_seq, message=message)])
         job = self.get(namespace, job_id) if job_id else None
-        return self._store.events(namespace, job=job, after_seq=after_seq, limit=_page_size(limit))
+        return self._store.events(namespace, job=job, after_seq=after_seq, limit=paging.page_size(limit))
 
     def metrics(
         self,
@@ -286,13 +248,13 @@ class Jobs:
 
     def list(self, namespace: str, *, page_size: int = 50, page_token: str = "", filter: str = "") -> JobPage:
         """Jobs, newest first. A token continues the listing that gave it, and no other. Raises InvalidRequest."""
-        size = _page_size(page_size)
-        after = _read_token(page_token, namespace, filter) if page_token else None
+        size = paging.page_size(page_size)
+        after = paging.read_token(page_token, namespace, filter) if page_token else None
         found = self._store.page(namespace, condition=condition(filter), limit=size + 1, after=after)
         if len(found) <= size:
             return JobPage(jobs=tuple(found))
         shown = tuple(found[:size])
-        return JobPage(jobs=shown, next_page_token=_token(shown[-1], namespace, filter))
+        return JobPage(jobs=shown, next_page_token=paging.token(shown[-1], namespace, filter))
 
     def _planned(self, namespace: str, spec: JobSpec) -> Planned:
         """The plan; a model that another job leaves, or has yet to leave, has the shape of the one it started from."""
@@ -313,11 +275,11 @@ class Jobs:
                 self._artifacts.probe()
                 self._probed_at = time.monotonic()
 
-    def _prepare(self, creation: Creation) -> "Prepared | Job | HoneError":
+    def _prepare(self, creation: Creation) -> Prepared | Job | HoneError:
         """What is to be recorded; or the job that the same request made before, or what is wrong."""
         request: Request | None = None
         try:
-            request = _check_creation(creation)
+            request = check_creation(creation)
             refuse_unserved(creation.spec)
             planned = self._planned(creation.namespace, creation.spec)
             refuse_unserved(planned.spec)  # which says what was left to the planner
@@ -354,7 +316,7 @@ class Jobs:
             version=1,
         )
 
-    def _renamed(self, creation: Creation, prepared: "Prepared", answer: Job | HoneError) -> Job | HoneError:
+    def _renamed(self, creation: Creation, prepared: Prepared, answer: Job | HoneError) -> Job | HoneError:
         """The answer; where an id that was made up here was taken, that of another try."""
         for _ in range(10):
             if creation.job_id or not isinstance(answer, AlreadyExists) or answer.reason != AlreadyExists.reason:
@@ -362,78 +324,6 @@ class Jobs:
             job = replace(prepared.job, id=f"{creation.spec.name}-{self._new_suffix()}")
             answer = self._store.create_all([(job, prepared.request)])[0]
         return answer
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A job that is checked, and not recorded yet."""
-
-    job: Job
-    request: Request | None
-
-
-def _check_creation(creation: Creation) -> Request | None:
-    """The caller's names. Raises InvalidRequest."""
-    _check_label("namespace", creation.namespace, 63)
-    if creation.job_id:
-        _check_label("job_id", creation.job_id, MAX_ID_LENGTH)
-    return _request(creation.request_id, creation.spec, creation.job_id)
-
-
-def _check_label(path: str, value: str, longest: int) -> None:
-    if len(value) > longest or not _DNS_LABEL.fullmatch(value):
-        message = f"{value!r} is not one: lower-case letters, digits and hyphens, at most {longest}."
-        raise InvalidRequest([Violation(path=path, value=value, message=message)])
-
-
-def _request(request_id: str, spec: JobSpec, job_id: str) -> Request | None:
-    if not request_id:
-        return None
-    if len(request_id) > 128:
-        message = f"has {len(request_id)} characters; at most 128 are kept. A UUID has 36."
-        raise InvalidRequest([Violation(path="request_id", value=request_id[:40], message=message)])
-    body = json.dumps([_body(spec), job_id])
-    return Request(request_id, hashlib.sha256(body.encode()).hexdigest())
-
-
-def _make_body(spec: JobSpec) -> str:
-    labels = sorted(spec.labels.items())  # the wire keeps no order of them
-    return json.dumps([spec.model_dump_json(exclude={"labels"}, exclude_unset=True), labels])
-
-
-_body = Remembered[JobSpec, str](_make_body)
-
-
-def _page_size(size: int) -> int:
-    if size < 0:
-        message = f"{size} is negative; give 1 to {MAX_PAGE_SIZE}, or 0 for the usual."
-        raise InvalidRequest([Violation(path="page_size", value=size, message=message)])
-    return min(size or 50, MAX_PAGE_SIZE)
-
-
-def _token(last: Job, namespace: str, filter_: str) -> str:
-    data = [_arguments(namespace, filter_), last.create_time.isoformat(), last.uid]
-    return urlsafe_b64encode(json.dumps(data).encode()).decode()
-
-
-def _read_token(token: str, namespace: str, filter_: str) -> tuple[datetime, str]:
-    try:
-        arguments, time_, uid = json.loads(urlsafe_b64decode(token.encode()))
-        after = (datetime.fromisoformat(time_), str(uid))
-    except (ValueError, TypeError) as error:
-        raise _bad_token(token, "is not a token that a listing gave") from error
-    if arguments != _arguments(namespace, filter_):
-        raise _bad_token(token, "belongs to a listing with another namespace or filter")
-    return after
-
-
-def _arguments(namespace: str, filter_: str) -> str:
-    return hashlib.sha256(json.dumps([namespace, filter_]).encode()).hexdigest()[:16]
-
-
-def _bad_token(token: str, what: str) -> InvalidRequest:
-    message = f"{what}: leave it out to begin again."
-    return InvalidRequest([Violation(path="page_token", value=token, message=message)])
 
 
 def _part(log: bytes, *, tail: int | None, offset: int) -> bytes:

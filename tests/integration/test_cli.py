@@ -183,6 +183,72 @@ def test_what_is_not_served_yet_is_refused_with_2(request_file: Callable[..., Pa
     assert json.loads(done.stdout)["error"]["reason"] == "NOT_SERVED_YET"
 
 
+@pytest.fixture
+def chain(request_file: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Three requests, of which the second and third need what the one before leaves."""
+
+    def write(**endings: str) -> Path:
+        documents = []
+        for number, name in enumerate(("first", "second", "third")):
+            data = yaml.safe_load(request_file(name, steps="5", ending=endings.get(name, "")).read_text())
+            if number:
+                data["model"]["source"] = f"job://{documents[-1]['name']}/adapter"
+            documents.append(data)
+        path = tmp_path / "chain.yaml"
+        path.write_text(yaml.safe_dump_all(documents), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def adapters(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pretended training leaves: an adapter that says what its base is."""
+    for name in ("first", "second", "third"):
+        place = tmp_path / "made" / name / "adapter"
+        place.mkdir(parents=True)
+        (place / "adapter_model.safetensors").write_bytes(b"weights")
+        config = {
+            "base_model_name_or_path": f"file://{inputs / 'model'}",
+            "peft_type": "LORA",
+            "r": 16,
+            "lora_alpha": 32,
+        }
+        (place / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["q_proj"]}))
+    monkeypatch.setenv("HONE_TEST_OUTPUTS", str(tmp_path / "made"))
+
+
+@pytest.mark.usefixtures("adapters")
+def test_a_chain_runs_in_order_and_once_more_only_what_is_missing(chain: Callable[..., Path]) -> None:
+    done = hone("run", chain(), "--json")
+    assert done.returncode == 0, done
+    jobs = json.loads(done.stdout)["jobs"]
+    assert [job["state"] for job in jobs] == ["SUCCEEDED"] * 3
+    assert jobs[1]["resolved_spec"]["model"]["source"] == f"job://{jobs[0]['id']}/adapter"
+    assert f"needs      job://{jobs[0]['id']}/adapter" in re.sub(" +", " ", hone("get", jobs[1]["id"]).stdout).replace(
+        "needs ", "needs      "
+    )
+    again = hone("run", chain())
+    assert again.returncode == 0 and again.stdout.count(", done before") == 3
+    assert len(answer("list")["jobs"]) == 3
+
+
+@pytest.mark.usefixtures("adapters")
+def test_a_step_that_fails_ends_what_depends_on_it_and_is_made_anew(chain: Callable[..., Path]) -> None:
+    done = hone("run", chain(second="crash"), "--set", "x=1")
+    assert done.returncode == 2 and "holds 3 requests" in done.stderr
+    done = hone("run", chain(second="crash"), "--json")
+    assert done.returncode == 1, done
+    first, second, third = json.loads(done.stdout)["jobs"]
+    assert [first["state"], second["state"], third["state"]] == ["SUCCEEDED", "FAILED", "FAILED"]
+    assert f"{second['id']}, whose adapter this one needs, is FAILED" in third["failure"]["message"]
+    submitted = answer("submit", chain(second="crash"))["jobs"]
+    assert submitted[0]["id"] == first["id"]
+    assert submitted[1]["id"] == f"{second['id']}-2" and submitted[2]["id"] != third["id"]
+    once = hone("submit", chain(), "--job-id", "x")
+    assert once.returncode == 2 and "are for one request" in once.stderr
+
+
 def test_jobs_can_be_listed_read_downloaded_and_deleted(request_file: Callable[..., Path], tmp_path: Path) -> None:
     job = json.loads(hone("run", request_file(), "--json").stdout)["id"]
     table = hone("list").stdout.splitlines()

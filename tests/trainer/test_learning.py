@@ -3,7 +3,9 @@
 LEARN_SEEDS names the seeds; with more than one a table of what was measured is printed at the end.
 """
 
+import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 
 from . import letters
 from .conftest import Attempt, MakeAttempt, RunHere, write_rows
+from .test_rewards import Service
 
 SEEDS = [int(seed) for seed in os.environ.get("LEARN_SEEDS", "1").split()]
 Told = Callable[[str, str, float], None]
@@ -161,3 +164,47 @@ def test_ppo_learns_from_a_rule(improve: Run, base: Path, seed: int, told: Told)
     told("ppo, rule", "KL after, nats", after["eval_kl"])
     told("ppo, rule", "exact reversals, sampled", share)
     assert share >= 0.85
+
+
+def test_grpo_learns_from_a_rule(improve: Run, base: Path, seed: int, told: Told) -> None:
+    attempt = improve("grpo", [REVERSED], steps=60, rate=1e-3, micro_batch_size=128, num_generations=8)
+    before, after = evaluations(attempt)
+    share = letters.exact(load(base, attempt.directory.scratch / "outputs" / "adapter"), count=500, seed=seed)
+    told("grpo, rule", "right answers before", before["eval_reward/answer"])
+    told("grpo, rule", "right answers after", after["eval_reward/answer"])
+    told("grpo, rule", "exact reversals, sampled", share)
+    assert share >= 0.85
+
+
+def test_ppo_learns_from_a_reward_model(
+    run: Run, improve: Run, base: Path, seed: int, told: Told, tmp_path: Path
+) -> None:
+    rows, held_out = letters.preferred(12_800, seed=seed), letters.preferred(100, seed=seed, held_out=True)
+    trained = run("reward", rows, held_out, steps=200, rate=2e-3).directory.scratch / "outputs" / "adapter"
+    rewards = [{"model": {"source": f"file://{trained}"}}, {**REVERSED, "weight": 0.0}]
+    settings = {"batch_size": 128, "mini_batch_size": 32, "init_kl_coef": 1.0}
+    attempt = improve("ppo", rewards, steps=60, rate=1e-3, micro_batch_size=32, **settings)
+    before, after = evaluations(attempt)
+    share = letters.exact(load(base, attempt.directory.scratch / "outputs" / "adapter"), count=500, seed=seed)
+    told("ppo, reward model", "score before", before["eval_reward/model"])
+    told("ppo, reward model", "score after", after["eval_reward/model"])
+    told("ppo, reward model", "KL after, nats", after["eval_kl"])
+    told("ppo, reward model", "exact reversals, sampled", share)
+    assert share >= 0.6
+    assert after["eval_kl"] <= 3
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_rewards_by_a_coin_teach_nothing(improve: Run, base: Path, seed: int, told: Told, method: str) -> None:
+    chance = random.Random(seed)
+    service = Service(
+        lambda body, _call: (200, json.dumps({"scores": [chance.randint(0, 1) for _ in body["answers"]]}).encode())
+    )
+    coin = [{"http": {"url": service.url}, "weight": 4.0}]
+    settings = {"batch_size": 128, "mini_batch_size": 32} if method == "ppo" else {"num_generations": 8}
+    size = 32 if method == "ppo" else 128
+    attempt = improve(method, coin, steps=20, rate=1e-3, micro_batch_size=size, **settings)
+    service.close()
+    share = letters.exact(load(base, attempt.directory.scratch / "outputs" / "adapter"), count=500, seed=seed)
+    told(f"{method}, rewards by a coin", "exact reversals, sampled", share)
+    assert share <= 0.25

@@ -160,9 +160,10 @@ def test_a_push_to_the_hub_is_served() -> None:
     refuse_unserved(parse({**request(), "output": {"hub": {"repo": "org/name", "branch": "v1"}}}))
 
 
-def test_methods_that_do_not_run_yet_are_not_promised() -> None:
-    with pytest.raises(NotServed, match="Method grpo is not served"):
-        refuse_unserved(parse(request(method="grpo")))
+def test_strategies_that_a_method_does_not_run_under_yet_are_not_promised() -> None:
+    for method, strategy in (("ppo", "zero2"), ("grpo", "zero2"), ("grpo", "zero3")):
+        with pytest.raises(NotServed, match=f"{method} under strategy {strategy} is not served"):
+            refuse_unserved(parse(request(method=method, strategy=strategy)))
 
 
 def test_all_that_is_not_served_is_told_at_once() -> None:

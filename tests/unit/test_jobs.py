@@ -23,8 +23,9 @@ from hone.errors import (
     WrongState,
 )
 from hone.job import Attempt, Event, EventType, State
-from hone.jobs import MAX_PAGE_SIZE, Jobs
+from hone.jobs import Jobs
 from hone.machine import plan_here
+from hone.paging import MAX_PAGE_SIZE
 from hone.plan import Hardware
 from hone.spec import JobSpec
 from hone.storage import open_store
@@ -161,9 +162,9 @@ def test_validate_only_answers_and_records_nothing(jobs: Jobs, make_spec: MakeSp
 
 
 def test_what_is_not_served_is_planned_and_not_created(jobs: Jobs, make_spec: MakeSpec) -> None:
-    spec = make_spec(method={"grpo": {"rewards": [{"regex": {"pattern": "x"}}]}})
+    spec = make_spec(reporting={"trackers": ["wandb"]})
     assert jobs.plan("default", spec).plan.peak_bytes > 0
-    with pytest.raises(NotServed, match="grpo"):
+    with pytest.raises(NotServed, match="Trackers"):
         jobs.create("default", spec)
 
 

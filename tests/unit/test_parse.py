@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from hone.errors import InvalidRequest, NotServed
-from hone.spec.parse import load, parse
+from hone.errors import InvalidRequest
+from hone.spec.parse import load, load_chain, parse
 
 
 def good(**changes: Any) -> dict[str, Any]:
@@ -276,6 +276,44 @@ def test_a_set_without_a_value_is_refused(tmp_path: Path) -> None:
         load(write(tmp_path, REQUEST), ["training.epochs"])
 
 
-def test_a_chain_is_not_served_yet(tmp_path: Path) -> None:
-    with pytest.raises(NotServed, match="chain"):
+def test_a_command_for_one_request_refuses_a_chain(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="holds 2 requests"):
         load(write(tmp_path, REQUEST + "---\n" + REQUEST))
+
+
+CHAIN = """
+name: judge
+model: {source: "hf://a/b"}
+dataset: {source: "file://pairs.jsonl"}
+method: {reward: {}}
+---
+name: policy
+model: {source: "hf://a/b"}
+dataset: {source: "hf://a/c"}
+adapter: {lora: {}}
+method: {ppo: {rewards: [{model: {source: "job://judge"}}]}}
+"""
+
+
+def test_a_chain_is_read_in_its_order(tmp_path: Path) -> None:
+    judge, policy = load_chain(write(tmp_path, CHAIN))
+    assert (judge.name, policy.name) == ("judge", "policy")
+    assert judge.dataset and judge.dataset.source == f"file://{tmp_path}/pairs.jsonl"
+    assert len(load_chain(write(tmp_path, REQUEST))) == 1
+
+
+def test_everything_wrong_in_a_chain_is_told_with_the_request_that_has_it(tmp_path: Path) -> None:
+    judge, policy = CHAIN.strip().split("---\n")
+    text = "\n---\n".join([judge.replace("hf://a/b", "nowhere"), policy, policy, "- 1"])
+    with pytest.raises(InvalidRequest) as caught:
+        load_chain(write(tmp_path, text))
+    found = [str(violation) for violation in caught.value.violations]
+    assert any(one.startswith("judge: model.source: ") for one in found)
+    assert "policy: name: is given twice in this file." in found
+    assert "document 4: is no mapping of a request's fields." in found
+
+
+def test_a_request_of_a_chain_comes_after_what_it_needs(tmp_path: Path) -> None:
+    judge, policy = CHAIN.strip().split("---\n")
+    with pytest.raises(InvalidRequest, match=r"policy: method.ppo.rewards.0.model.source: judge stands later"):
+        load_chain(write(tmp_path, f"{policy}\n---\n{judge}"))

@@ -27,6 +27,8 @@ _METHODS = {
     "sft": "trained by supervised fine-tuning",
     "dpo": "trained by direct preference optimisation",
     "reward": "trained as a reward model",
+    "ppo": "trained by proximal policy optimisation (PPO)",
+    "grpo": "trained by group relative policy optimisation (GRPO)",
     "merge": "merged from adapters",
 }
 _KL = {"kl_nats": "from the model as trained", "kl_nats_bf16_base": "from the adapter on the base in bf16"}
@@ -102,6 +104,7 @@ def _results(facts: Facts) -> list[str]:
     for name, text in (
         ("eval_loss", "evaluation loss"),
         ("eval_rewards/accuracies", "held-out pairs in the right order"),
+        ("eval_reward", "reward of answers to held-out prompts"),
     ):
         if name in after:
             lines.append(f"- {text} {_change([before.get(name), after[name]])}")

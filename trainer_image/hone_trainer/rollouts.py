@@ -1,13 +1,13 @@
 """Answers drawn from the policy, with their scores: what PPO learns from, the same batch in every rank.
 
-Called by methods/ppo.py. Each rank answers and scores its share of the prompts; then all ranks hold all of it, so that
-means, whitening and the order of mini-batches need no further agreement. Every answer has chance of its own, by a seed:
-it depends neither on the number of ranks, nor on what was drawn before.
+Called by ppo, and by grpo for its evaluation. Each rank answers and scores its share of the prompts; then all ranks
+hold all of it, so that means, whitening and the order of mini-batches need no agreement. Every answer has chance
+of its own, by a seed: it depends neither on the number of ranks, nor on what was drawn before.
 """
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
+from hone_trainer.context import RunContext
 from hone_trainer.policy import Sequences
 from hone_trainer.rewards import Answer, Rewards
+from hone_trainer.training import EvaluationCut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,18 +179,41 @@ def draw(model: Any, prompts: Sequence[Prompt], sampling: Sampling, *, seeds: Se
         mask[index, longest - len(prompt.ids) :] = 1
     chance = Chance(seeds, temperature=sampling.temperature, device=model.device)
     inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-    with _asked_alone(model, config):
+    with asked_alone(model, config):
         out = model.generate(**inputs, generation_config=config, logits_processor=[chance])
     return [_drawn(prompt, tokens, sampling) for prompt, tokens in zip(prompts, out[:, longest:].tolist(), strict=True)]
 
 
+def evaluated(
+    context: RunContext,
+    accelerator: Any,
+    prompts: Sequence[Prompt],
+    figures: Callable[[list[Prompt], int], Mapping[str, float]],
+    *,
+    size: int,
+) -> dict[str, float]:
+    """Means over all prompts of what `figures` says of batches of them, each with the number of its first one.
+
+    Raises EvaluationCut in every rank when one of them was asked to stop.
+    """
+    sums: dict[str, float] = {}
+    for start in range(0, len(prompts), size):
+        batch = list(prompts[start : start + size])
+        for name, value in figures(batch, start).items():
+            sums[name] = sums.get(name, 0.0) + value * len(batch)
+        if accelerator.reduce(torch.tensor([int(context.stop.asked)], device=accelerator.device)).item():
+            raise EvaluationCut
+    return {f"eval_{name}": value / len(prompts) for name, value in sums.items()}
+
+
 @contextmanager
-def _asked_alone(model: Any, config: Any) -> Iterator[None]:
-    """What is not set would come from the model's own files: penalties, forbidden tokens, a narrower choice."""
+def asked_alone(model: Any, config: Any, *, training: bool = False) -> Iterator[None]:
+    """What is not set would come from the model's own files: penalties, forbidden tokens, a narrower choice. The model
+    is in training mode meanwhile only with `training`."""
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     own, trained = base.generation_config, model.training
     base.generation_config = config
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:

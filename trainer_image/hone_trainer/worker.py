@@ -80,6 +80,12 @@ def _run_ppo(context: RunContext) -> None:
     ppo.run(context)
 
 
+def _run_grpo(context: RunContext) -> None:
+    from hone_trainer.methods import grpo
+
+    grpo.run(context)
+
+
 def _run_merge(context: RunContext) -> None:
     from hone_trainer.methods import merge
 
@@ -91,6 +97,7 @@ METHODS: dict[str, Callable[[RunContext], None]] = {
     "dpo": _run_dpo,
     "reward": _run_reward,
     "ppo": _run_ppo,
+    "grpo": _run_grpo,
     "merge": _run_merge,
 }
 """What this trainer runs; validation answers NotServed for the rest."""

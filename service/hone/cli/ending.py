@@ -76,11 +76,17 @@ def place(uri: str) -> str:
 
 
 def _print_done(console: Console, job: Job, story: Story) -> None:
-    change = _change(story.eval_losses)
+    if story.eval_rewards:
+        change = " → ".join(
+            f"{reward:.3g}" for reward in dict.fromkeys((story.eval_rewards[0], story.eval_rewards[-1]))
+        )
+        what = "reward"
+    else:
+        change, what = _change(story.eval_losses), "loss"
     right = ""
     if story.eval_accuracy is not None:
         right = f" {story.eval_accuracy:.1%} of the held-out pairs are in the right order."
-    console.print(f"Done in {_took(job)}.{f' Eval loss {change}.' if change else ''}{right}")
+    console.print(f"Done in {_took(job)}.{f' Eval {what} {change}.' if change else ''}{right}")
     if story.losses:
         curve = q.spark(story.losses) or "→"
         console.print(f"  training loss  {q.loss(story.losses[0])} {curve} {q.loss(story.losses[-1])}")

@@ -11,6 +11,7 @@ from hone.cli.ending import outputs_table, place, print_failure
 from hone.cli.plan import adapter_texts, batch_text, launch_text, source_text
 from hone.job import Attempt, Checkpoint, Job, Plan, State
 from hone.spec import JobSpec
+from hone.spec.sources import sources
 
 MODEL_WIDTH = 22
 
@@ -108,6 +109,11 @@ def _facts(job: Job, now: datetime) -> list[tuple[str, str]]:
         *([("adapters", ", ".join(adapter_texts(spec)))] if spec.method.merge else []),
         *([("data", source_text(spec.dataset.source))] if spec.dataset else []),
         *([] if spec.method.merge else [("training", f"{length}{rate}"), ("batch", batch_text(plan.launch))]),
+        *(
+            [("needs", ", ".join(needed))]
+            if (needed := dict.fromkeys(text for _, text in sources(spec, scheme="job")))
+            else []
+        ),
         ("launch", launch_text(plan.launch)),
         (
             "memory",

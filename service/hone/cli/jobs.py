@@ -14,10 +14,11 @@ from hone.cli.connection import Connection, connect
 from hone.cli.console import answers, remarks
 from hone.cli.failure import ExitCode
 from hone.cli.options import AsJson, JobName, Namespace, Overrides, RequestFile, Server, Yes
-from hone.cli.request import about, load
+from hone.cli.request import about, load_all
 
 if TYPE_CHECKING:
     from hone.job import Job
+    from hone.spec import JobSpec
 
 START_S = 10.0
 """How long `submit` keeps a service of its own up so that it can start the run."""
@@ -35,8 +36,13 @@ def submit(
     server: Server = "",
     namespace: Namespace = "",
 ) -> int:
-    """Hand a request to the service and return at once."""
-    spec = load(file, overrides)
+    """Hand a request, or a chain of several in one file, to the service and return at once."""
+    specs = load_all(file, overrides)
+    if len(specs) > 1:
+        return _submit_chain(
+            file, specs, job_id or request_id or validate_only, as_json=as_json, server=server, namespace=namespace
+        )
+    spec = specs[0]
     with connect(server, namespace) as connection:
         with about(file):
             job = connection.client.submit(spec, job_id=job_id, request_id=request_id, validate_only=validate_only)
@@ -48,6 +54,27 @@ def submit(
         answers().print(f"{file.name} would be accepted: {job.plan.sentence}")
     else:
         answers().print(f"{job.namespace}/{job.id} accepted. Next: hone watch {job.id}")
+    return ExitCode.DONE
+
+
+def _submit_chain(
+    file: Path, specs: "list[JobSpec]", single: str | bool, *, as_json: bool, server: str, namespace: str
+) -> int:
+    from hone.cli.chain import submit_chain
+
+    if single:
+        raise typer.BadParameter(
+            f"--job-id, --request-id and --validate-only are for one request; {file} holds {len(specs)}"
+        )
+    with connect(server, namespace) as connection, about(file):
+        steps = submit_chain(connection.client, specs)
+    if as_json:
+        print_json({"jobs": as_data([step.job for step in steps])})
+        return ExitCode.DONE
+    for step in steps:
+        stands = f"is {step.job.state} already" if step.is_reused else "accepted"
+        answers().print(f"{step.job.namespace}/{step.job.id} {stands}.")
+    answers().print(f"Next: hone watch {steps[-1].job.id}")
     return ExitCode.DONE
 
 

@@ -35,6 +35,16 @@ def load(file: Path, overrides: Sequence[str] | None) -> "JobSpec":
         return load_spec(file, overrides or ())
 
 
+def load_all(file: Path, overrides: Sequence[str] | None) -> list["JobSpec"]:
+    """The requests of a file, which may be a chain of several. Raises FileRefused with every violation."""
+    from hone.spec.parse import load_chain
+
+    if overrides:
+        return [load(file, overrides)]
+    with about(file):
+        return load_chain(file)
+
+
 @contextmanager
 def about(file: Path) -> Iterator[None]:
     """Let errors of the block name the file, and the command that makes an example's missing input."""

@@ -12,7 +12,7 @@ from hone.cli.connection import Connection, connect
 from hone.cli.console import answers, remarks
 from hone.cli.failure import ExitCode
 from hone.cli.options import AsJson, JobName, Namespace, Overrides, RequestFile, Server
-from hone.cli.request import about, load
+from hone.cli.request import about, load_all
 from hone.errors import InvalidRequest, Violation
 
 if TYPE_CHECKING:
@@ -31,19 +31,25 @@ def run(
 ) -> int:
     """Plan a request, run it to its end, and show where the model is.
 
-    Ctrl-C asks once and cancels cleanly. When this command is killed the run goes on: `hone watch` comes back to it.
+    A file of several requests is a chain: each runs when what it names as job://<name> is there; given once more, only
+    what is missing runs. Ctrl-C asks once and cancels cleanly. When this command is killed the run goes on: `hone
+    watch` comes back to it.
     With --json, progress goes to stderr and the finished job to stdout.
     """
     from hone.cli.follow import Interrupts
 
-    spec = load(file, overrides)
+    specs = load_all(file, overrides)
     console = remarks() if as_json else answers()
     with connect(server, namespace) as connection, Interrupts() as interrupts:
-        job = _submit(connection.client, spec, file, console)
-        job, was_asked_to_cancel = _to_the_end(connection, job, console, interrupts)
+        if len(specs) > 1:
+            jobs, was_asked_to_cancel = _run_chain(connection, specs, file, console, interrupts)
+        else:
+            job = _submit(connection.client, specs[0], file, console)
+            job, was_asked_to_cancel = _to_the_end(connection, job, console, interrupts)
+            jobs = [job]
     if as_json:
-        print_json(as_data(job))
-    return _exit_code(job, was_asked_to_cancel)
+        print_json(as_data(jobs[0]) if len(specs) == 1 else {"jobs": as_data(jobs)})
+    return max(_exit_code(job, was_asked_to_cancel) for job in jobs)
 
 
 def watch(job: JobName, as_json: AsJson = False, server: Server = "", namespace: Namespace = "") -> int:
@@ -55,6 +61,25 @@ def watch(job: JobName, as_json: AsJson = False, server: Server = "", namespace:
         found = connection.get(job)
         follow = _print_events if as_json else _watch
         return follow(connection, found)
+
+
+def _run_chain(
+    connection: Connection, specs: "list[JobSpec]", file: Path, console: Console, interrupts: "Interrupts"
+) -> tuple[list["Job"], bool]:
+    """Every job of a chain, at its end; once one is cancelled, so are those behind it."""
+    from hone.cli.chain import submit_chain
+
+    with about(file):
+        steps = submit_chain(connection.client, specs, must_run_here=True)
+    jobs, was_asked_to_cancel = list["Job"](), False
+    for number, step in enumerate(steps, start=1):
+        console.print(f"\n{number}/{len(steps)}  {step.job.id}{', done before' if step.is_done else ''}")
+        if was_asked_to_cancel:
+            jobs.append(connection.client.cancel(step.job.id))
+            continue
+        job, was_asked_to_cancel = _to_the_end(connection, step.job, console, interrupts)
+        jobs.append(job)
+    return jobs, was_asked_to_cancel
 
 
 def _submit(client: "Client", spec: "JobSpec", file: Path, console: Console) -> "Job":

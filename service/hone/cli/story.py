@@ -41,6 +41,8 @@ class Story:
     losses: list[float] = field(default_factory=list)
     """Training loss of the current attempt, step by step."""
     eval_losses: list[float] = field(default_factory=list)
+    eval_rewards: list[float] = field(default_factory=list)
+    """Of ppo and grpo, whose evaluation loss is minus these."""
     eval_accuracy: float | None = None
     """Share of held-out pairs in the right order, of dpo and reward."""
     samples: dict[str, Sample] = field(default_factory=dict)
@@ -60,6 +62,8 @@ class Story:
         elif event.type == EventType.EVAL and "eval_loss" in event.metrics:
             self.eval_losses.append(event.metrics["eval_loss"])
             self.eval_accuracy = event.metrics.get("eval_rewards/accuracies")
+            if "eval_reward" in event.metrics:
+                self.eval_rewards.append(event.metrics["eval_reward"])
         elif event.type == EventType.SAMPLE:
             self._sample(event.fields)
 
@@ -80,6 +84,7 @@ class Story:
     def _begin(self, attempt: int) -> None:
         self.attempt, self.phase, self.step = attempt, "", 0
         self.last, self.losses, self.eval_losses, self.eval_accuracy = {}, [], [], None
+        self.eval_rewards = []
         self.samples = {}
 
     def _progress(self, event: Event) -> None:
@@ -118,6 +123,10 @@ def _figures(metrics: Mapping[str, float]) -> list[str]:
     figures = []
     if "loss" in metrics:
         figures.append(f"loss {q.loss(metrics['loss'])}")
+    if "reward" in metrics:
+        figures.append(f"reward {metrics['reward']:.3g}")
+    if "kl" in metrics:
+        figures.append(f"KL {metrics['kl']:.3g}")
     if "rewards/accuracies" in metrics:
         figures.append(f"{metrics['rewards/accuracies']:.0%} of pairs right")
     if "learning_rate" in metrics:
@@ -136,6 +145,9 @@ def _evaluation(event: Event) -> str:
     right = ""
     if event.metrics.get("eval_rewards/margins"):  # 0 before dpo's first step: nothing is preferred yet
         right = f", {event.metrics['eval_rewards/accuracies']:.1%} of the pairs in the right order"
+    if "eval_reward" in event.metrics:
+        parts = [f"{name.partition('/')[2]} {value:.3g}" for name, value in event.metrics.items() if "reward/" in name]
+        return f"eval reward {event.metrics['eval_reward']:.3g} ({', '.join(parts)}){where}"
     return f"eval loss {q.loss(event.metrics['eval_loss'])}{right}{where}"
 
 

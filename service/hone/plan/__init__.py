@@ -4,12 +4,11 @@ Pure: request, model shape and hardware in; resolved request and Plan out. No ne
 decided here is what backends start and what the trainer checks itself against.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from hone.errors import InvalidRequest, UserError, Violation
-from hone.gpus import GpuProfile
 from hone.job import Alternative, Launch, Plan
 from hone.modelinfo import (
     ModelShape,
@@ -20,26 +19,15 @@ from hone.modelinfo import (
     select,
     with_scores,
 )
-from hone.plan.memory import GIB, Workload, breakdown, host_memory, output_sizes
+from hone.plan.devices import Device, Hardware, candidates, first_that_fits
+from hone.plan.memory import Workload, breakdown, host_memory, output_sizes
+from hone.plan.sentences import notes, sentence, warnings, why_not_here
 from hone.spec import Adapter, JobSpec, Lora, Training
 
-DEFAULT_GLOBAL_BATCH_SIZE = 16
-LARGEST_MICRO_BATCH_SIZE = 64
-CPU_PARAMETERS = 500_000_000
-"""A model up to this size trains on the CPU when there is no GPU and nobody asked for one."""
+__all__ = ["Hardware", "Planned", "make_plan"]
 LEARNING_RATES = {"dpo": 5e-5, "ppo": 1e-5, "grpo": 1e-6}
 MODEL_FLOP_UTILIZATION = (0.20, 0.42)
 """Share of the peak that training reaches: plain Hugging Face code at the low end, the best published at the high."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """What could run it: profiles of GPUs to choose from, and what this machine has."""
-
-    profiles: Mapping[str, GpuProfile]
-    installed: tuple[GpuProfile, ...] = ()
-    cpu_cores: int
-    memory_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +42,6 @@ class Planned:
     """What `kubectl apply` would run of it, as YAML; empty where no cluster is configured, or none could run it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """One kind of device to try, in how many copies on each machine."""
-
-    gpu: GpuProfile | None
-    count: int
-    capacity_bytes: int
-
-
 def make_plan(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Planned:
     """Decide everything that the request leaves open.
 
@@ -73,8 +52,8 @@ def make_plan(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Planned:
     if spec.method.reward:
         shape = with_scores(shape)
     load = _workload(spec, shape)
-    devices = _devices(spec, shape, hardware)
-    launch, device, fits = _first_that_fits(spec, load, devices)
+    devices = candidates(spec, shape, hardware)
+    launch, device, fits = first_that_fits(spec, load, devices)
     memory = breakdown(load, launch)
     peak = sum(item.size_bytes for item in memory)
     resolved = _resolve(spec, launch, device)
@@ -82,7 +61,7 @@ def make_plan(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Planned:
     low, high = _seconds(spec, load, launch, device)
     plan = Plan(
         fits=fits,
-        sentence=_sentence(spec, device, launch, peak, fits=fits),
+        sentence=sentence(spec, device, launch, peak, fits=fits),
         gpu=device.gpu.name if device.gpu else "",
         launch=launch,
         memory=memory,
@@ -97,11 +76,11 @@ def make_plan(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Planned:
         max_steps=spec.training.max_steps,
         seconds_low=low,
         seconds_high=high,
-        notes=_notes(spec, device, hardware),
-        warnings=_warnings(spec, shape),
+        notes=notes(spec, device, hardware),
+        warnings=warnings(spec, shape),
         alternatives=() if fits else tuple(_alternatives(spec, shape, hardware)),
     )
-    why_not = _why_not_here(plan, hardware)
+    why_not = why_not_here(plan, hardware)
     return Planned(spec=resolved, plan=plan, runs_here=not why_not, why_not_here=why_not)
 
 
@@ -167,113 +146,6 @@ def _adapter_parameters(shape: ModelShape, lora: Lora) -> int:
     )
 
 
-def _devices(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> list[Device]:
-    """Kinds and counts to try, the fewest and smallest first; what the request fixed stays fixed."""
-    compute = spec.compute
-    if compute.gpu is not None and compute.gpu not in hardware.profiles:
-        known = ", ".join(sorted(hardware.profiles))
-        message = f"{compute.gpu!r} is not a GPU profile of this platform: use one of {known}."
-        raise InvalidRequest([Violation(path="compute.gpu", value=compute.gpu, message=message)])
-    if spec.method.name == "merge":
-        return [Device(gpu=None, count=1, capacity_bytes=hardware.memory_bytes)]
-    small = shape.parameters <= CPU_PARAMETERS and not hardware.installed and compute.gpus_per_node is None
-    if compute.gpus_per_node == 0 or (small and compute.gpu is None):
-        processes = compute.processes_per_node or 1
-        return [Device(gpu=None, count=processes, capacity_bytes=hardware.memory_bytes // processes)]
-    if compute.gpu:
-        kinds = [hardware.profiles[compute.gpu]]
-    elif hardware.installed:
-        kinds = [hardware.installed[0]]
-    else:
-        kinds = sorted(hardware.profiles.values(), key=lambda gpu: (gpu.memory_bytes, gpu.dense_tflops))
-    wanted = compute.gpus_per_node or compute.processes_per_node
-    return [
-        Device(gpu=gpu, count=count, capacity_bytes=gpu.memory_bytes)
-        for count in ([wanted] if wanted else (1, 2, 4, 8))
-        for gpu in kinds
-        if wanted or count <= (len(hardware.installed) if gpu in hardware.installed else gpu.gpus_per_node)
-    ]
-
-
-def _first_that_fits(spec: JobSpec, load: Workload, devices: list[Device]) -> tuple[Launch, Device, bool]:
-    last: tuple[Launch, Device] | None = None
-    refusal: InvalidRequest | None = None
-    for device in devices:
-        try:
-            for launch in _launches(spec, device):
-                last = (launch, device)
-                if sum(item.size_bytes for item in breakdown(load, launch)) <= device.capacity_bytes:
-                    return launch, device, True
-        except InvalidRequest as error:
-            refusal = refusal or error
-    if last is None:
-        raise refusal or AssertionError("a request always has a device to try")
-    return (*last, False)
-
-
-def _launches(spec: JobSpec, device: Device) -> Iterator[Launch]:
-    """Ways to run it on one kind of device, the fastest first."""
-    compute, training = spec.compute, spec.training
-    world = compute.nodes * device.count
-    if compute.strategy != "auto":
-        strategies: tuple[str, ...] = (compute.strategy,)
-    else:
-        shards = world > 1 and not spec.method.ppo and not (spec.adapter and not device.gpu)
-        strategies = ("ddp", "zero2", "zero3") if shards else ("ddp",)
-    precision = training.precision
-    if precision == "auto":
-        # Rounding bf16 weights stochastically is computing with them, on a CPU too.
-        has_bf16 = device.gpu.bf16 if device.gpu else training.optimizer == "adamw_bf16_sr"
-        precision = "bf16" if has_bf16 else "fp32"
-    if training.optimizer == "adamw_bf16_sr" and precision != "bf16":
-        message = f"adamw_bf16_sr needs a GPU that computes in bf16, and {device.gpu and device.gpu.name} does not."
-        raise InvalidRequest([Violation(path="training.optimizer", value=training.optimizer, message=message)])
-    asked = training.activation_checkpointing if spec.method.merge is None else False
-    if world == 1 and (splitting := strategies[0]).startswith("zero"):
-        message = f"{splitting} splits its work over several processes, and this is one: leave it out, or ask for more."
-        raise InvalidRequest([Violation(path="compute.strategy", value=splitting, message=message)])
-    for strategy in strategies:
-        for checkpointing in (False, True) if asked is None else (asked,):
-            for micro, accumulation in _batches(spec, world):
-                yield Launch(
-                    launcher="direct" if world == 1 else "accelerate",
-                    strategy="none" if world == 1 and strategy == "ddp" else strategy,
-                    device="cuda" if device.gpu else "cpu",
-                    nodes=compute.nodes,
-                    processes_per_node=device.count,
-                    gpus_per_node=device.count if device.gpu else 0,
-                    precision=precision,
-                    micro_batch_size=micro,
-                    gradient_accumulation_steps=accumulation,
-                    activation_checkpointing=checkpointing,
-                )
-
-
-def _batches(spec: JobSpec, world: int) -> list[tuple[int, int]]:
-    """Micro-batch and accumulation, the largest micro-batch first; all of the same global batch."""
-    training = spec.training
-    path = "method.ppo.mini_batch_size" if spec.method.ppo else "training.global_batch_size"
-    micro, accumulation = training.micro_batch_size, training.gradient_accumulation_steps
-    if spec.method.name == "merge":
-        return [(1, 1)]
-    if micro and accumulation and not spec.method.ppo:
-        return [(micro, accumulation)]
-    whole = spec.method.ppo.mini_batch_size if spec.method.ppo else training.global_batch_size
-    if whole is None:
-        fixed = (micro or 1) * (accumulation or 1) * world
-        whole = fixed * max(1, DEFAULT_GLOBAL_BATCH_SIZE // fixed)
-    if whole % world:
-        message = f"{whole} is no multiple of {world} processes: every process takes as many rows."
-        raise InvalidRequest([Violation(path=path, value=whole, message=message)])
-    rows = whole // world
-    sizes = [micro] if micro else [n for n in range(min(rows, LARGEST_MICRO_BATCH_SIZE), 0, -1) if rows % n == 0]
-    pairs = [(size, rows // size) for size in sizes if rows % size == 0 and accumulation in (None, rows // size)]
-    if not pairs:
-        message = f"{whole} cannot be made of the given micro_batch_size and accumulation on {world} processes."
-        raise InvalidRequest([Violation(path=path, value=whole, message=message)])
-    return pairs
-
-
 def _resolve(spec: JobSpec, launch: Launch, device: Device) -> JobSpec:
     training = spec.training if spec.method.name == "merge" else _resolved_training(spec, launch)
     compute = spec.compute.model_copy(
@@ -313,29 +185,6 @@ def _eval_batch_size(spec: JobSpec, launch: Launch) -> int:
     return max(1, spec.method.ppo.batch_size // launch.world_size) if spec.method.ppo else launch.micro_batch_size
 
 
-def _sentence(spec: JobSpec, device: Device, launch: Launch, peak: int, *, fits: bool) -> str:
-    where = _where(device, launch)
-    if fits:
-        free = device.capacity_bytes - peak
-        return f"Fits on {where}: {_gib(peak)} of {_gib(device.capacity_bytes)} at the peak, {_gib(free)} free."
-    has = f"{where} has {_gib(device.capacity_bytes)}"
-    if spec.method.merge:
-        return f"Does not fit: merge needs {_gib(peak)} of memory, and {has}. Merge on a machine that has more."
-    kind = "QLoRA" if spec.quantization else "LoRA" if spec.adapter else "full fine-tuning"
-    return f"Does not fit: {spec.method.name} with {kind} needs {_gib(peak)} on each device, and {has}."
-
-
-def _where(device: Device, launch: Launch) -> str:
-    if device.gpu is None:
-        return f"the CPU ({launch.processes_per_node} process{'es' if launch.processes_per_node > 1 else ''})"
-    nodes = f"{launch.nodes} nodes × " if launch.nodes > 1 else ""
-    return f"{nodes}{device.count} × {device.gpu.name}"
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
-
-
 def _seconds(spec: JobSpec, load: Workload, launch: Launch, device: Device) -> tuple[float | None, float | None]:
     """Time from FLOPs: 6 per parameter and token, 4 with a frozen base, a third more for recomputed activations."""
     steps = spec.training.max_steps
@@ -350,36 +199,13 @@ def _seconds(spec: JobSpec, load: Workload, launch: Launch, device: Device) -> t
     return flops / (peak * high), flops / (peak * low)
 
 
-def _notes(spec: JobSpec, device: Device, hardware: Hardware) -> tuple[str, ...]:
-    notes = ["Memory is estimated from formulas that were not calibrated on this device."]
-    if spec.method.name == "merge":
-        return (*notes, "Merging computes in fp32 on the CPU, and keeps the precision of the base's files.")
-    if spec.training.optimizer == "paged_adamw_8bit" and device.gpu is None:
-        notes.append("Pages of optimizer states go from a GPU to the host; on a CPU this is adamw_8bit.")
-    if spec.training.max_steps is None:
-        notes.append("Steps and time depend on the number of rows, which is known when the data has been read.")
-    if device.gpu and not hardware.installed and spec.compute.gpu is None:
-        notes.append("This machine has no GPU: the smallest of the known GPU profiles that fits was taken.")
-    return tuple(notes)
-
-
-def _warnings(spec: JobSpec, shape: ModelShape) -> tuple[str, ...]:
-    part = spec.method.sft or spec.method.dpo or spec.method.reward
-    if part and shape.max_position_embeddings and part.max_length > shape.max_position_embeddings:
-        return (
-            f"method.{spec.method.name}.max_length {part.max_length} is longer than the model was made for "
-            f"({shape.max_position_embeddings} positions): shorten it.",
-        )
-    return ()
-
-
 def _alternatives(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Iterator[Alternative]:
     """The smallest changes that would fit, each planned like the request itself."""
     for change, changed in _changes(spec):
         try:
             _check_quantizable(changed, shape)
             load = _workload(changed, shape)
-            launch, device, fits = _first_that_fits(changed, load, _devices(changed, shape, hardware))
+            launch, device, fits = first_that_fits(changed, load, candidates(changed, shape, hardware))
         except InvalidRequest:
             continue
         if fits:
@@ -405,18 +231,3 @@ def _changes(spec: JobSpec) -> Iterator[tuple[str, JobSpec]]:
     for nodes in (2, 4, 8):
         compute = free.model_copy(update={"nodes": nodes, "gpus_per_node": 8, "strategy": "zero3"})
         yield f"zero3 on {nodes} nodes × 8 GPUs", spec.model_copy(update={"compute": compute})
-
-
-def _why_not_here(plan: Plan, hardware: Hardware) -> str:
-    if not plan.fits:
-        return plan.sentence
-    launch = plan.launch
-    if launch.nodes > 1:
-        return f"It needs {launch.nodes} machines; this is one."
-    if launch.device == "cpu":
-        return ""
-    here = [gpu.name for gpu in hardware.installed]
-    if here.count(plan.gpu) >= launch.gpus_per_node:
-        return ""
-    has = f"has {len(here)} × {here[0]}" if here else "has no GPU"
-    return f"It needs {launch.gpus_per_node} × {plan.gpu}; this machine {has}."

@@ -12,9 +12,10 @@ from contextvars import copy_context
 from typing import Any, ParamSpec, TypeVar
 
 from hone import metrics
+from hone.creation import Creation
 from hone.errors import InvalidRequest, NotServed, Violation
 from hone.job import Event, Job
-from hone.jobs import Creation, Jobs
+from hone.jobs import Jobs
 from hone.rpc import convert
 from hone.rpc.auth import caller
 from hone.rpc.batches import Batches

@@ -122,11 +122,9 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 UNSERVED: tuple[Rule, ...] = (
-    *(Rule({"method": method}, "method",
-           f"Method {method} is not served by this version; sft, dpo, reward, ppo and merge are.")
-      for method in ("grpo",)),
-    Rule({"method": "ppo", "strategy": "zero2"}, "compute.strategy",
-         "ppo under strategy zero2 is not served by this version; ddp is."),
+    *(Rule({"method": method, "strategy": strategy}, "compute.strategy",
+           f"{method} under strategy {strategy} is not served by this version; ddp is.")
+      for method, strategy in (("ppo", "zero2"), ("grpo", "zero2"), ("grpo", "zero3"))),
     Rule({"quantization": "nf4", "strategy": "zero3"}, "compute.strategy",
          "Splitting 4-bit weights (strategy zero3) is not served by this version; zero2 and ddp are."),
 )  # fmt: skip
@@ -162,6 +160,7 @@ def violations(spec: JobSpec) -> list[Violation]:
         *_merge_rules(spec),
         *_preference_rules(spec),
         *_ppo_rules(spec),
+        *_grpo_rules(spec),
         *reward_violations(spec),
         *_data_rules(spec),
         *_compute_rules(spec),
@@ -286,6 +285,20 @@ def _preference_rules(spec: JobSpec) -> Iterator[Violation]:
         yield Violation(path="adapter.lora.bias", value=spec.adapter.lora.bias,
                         message="trains biases of the base, so that switching the adapter off gives no reference: set "
                         "it to none, or method.dpo.precompute_reference to true.")  # fmt: skip
+
+
+def _grpo_rules(spec: JobSpec) -> Iterator[Violation]:
+    """Answers come in groups, and a distance that is not measured bounds nothing."""
+    if (grpo := spec.method.grpo) is None:
+        return
+    whole = spec.training.global_batch_size
+    if whole and whole % grpo.num_generations:
+        yield Violation(path="training.global_batch_size", value=whole,
+                        message=f"is no multiple of method.grpo.num_generations ({grpo.num_generations}): it counts "
+                        "answers, and every prompt is answered so often.")  # fmt: skip
+    if grpo.max_kl and not grpo.beta:
+        yield Violation(path="method.grpo.max_kl", value=grpo.max_kl,
+                        message="needs method.grpo.beta above 0: without it no reference is asked.")  # fmt: skip
 
 
 def _ppo_rules(spec: JobSpec) -> Iterator[Violation]:

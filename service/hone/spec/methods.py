@@ -178,7 +178,7 @@ class Ppo(Part):
 
 
 class Grpo(Part):
-    """Group relative policy optimisation (Shao et al. 2024)."""
+    """Group relative policy optimisation (Shao et al. 2024); training.global_batch_size counts answers."""
 
     rewards: Rewards
     """The signals; their weighted sum is the reward."""
@@ -192,8 +192,8 @@ class Grpo(Part):
     """Clip range of the policy ratio."""
     loss: str = setting("dapo", origin="TRL GRPOConfig")
     """TRL's loss names: grpo, dapo, dr_grpo, bnpo, …"""
-    max_kl: Float | None = setting(None, origin="no bound", unit="nats", gt=0)
-    """KL at which training stops."""
+    max_kl: Float | None = setting(None, origin="no bound", unit="nats a token", gt=0)
+    """Training stops when the answers of a step are further than this from the reference; needs beta."""
     max_prompt_length: Int = setting(512, origin="TRL", unit="tokens", ge=1)
     """Longest prompt; longer rows are left out, and counted."""
     max_new_tokens: Int = setting(256, origin="TRL GRPOConfig", unit="tokens", ge=1)

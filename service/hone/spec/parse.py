@@ -4,16 +4,18 @@ Called by the CLI, the client and the service. Each violation names the path, th
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from hone.errors import InvalidRequest, NotServed, Violation
+from hone.errors import InvalidRequest, Violation
 from hone.spec import JobSpec
 from hone.spec.combinations import violations
 from hone.spec.faults import faults, rest_of
+from hone.spec.sources import sources
 from hone.spec.yaml_file import read_documents, single_fault
 
 OTHER_NAMES: Mapping[str, str] = {
@@ -66,14 +68,42 @@ def load(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     return parse(_with_absolute_sources(data, path.absolute().parent))
 
 
+def load_chain(path: Path) -> list[JobSpec]:
+    """The requests of a file, one or several YAML documents, in their order; `job://<name>` in one means an earlier one
+    of that name. Raises InvalidRequest with every violation of all of them."""
+    documents = read_documents(path)
+    if len(documents) < 2:
+        return [load(path)]
+    found, specs, names = list[Violation](), list[JobSpec](), list[str]()
+    for number, data in enumerate(documents, start=1):
+        name = str(data.get("name", number)) if isinstance(data, dict) else str(number)
+        if not isinstance(data, dict):
+            found.append(Violation(path=f"document {number}", message="is no mapping of a request's fields."))
+            continue
+        if name in names:
+            found.append(Violation(path=f"{name}: name", value=name, message="is given twice in this file."))
+        names.append(name)
+        try:
+            specs.append(parse(_with_absolute_sources(data, path.absolute().parent)))
+        except InvalidRequest as error:
+            found += [replace(violation, path=f"{name}: {violation.path}") for violation in error.violations]
+    for place, spec in enumerate(specs):
+        later = {other.name for other in specs[place:]}
+        for field, text in sources(spec, scheme="job"):
+            if (wanted := text.removeprefix("job://").partition("/")[0]) in later:
+                message = f"{wanted} stands later in this file: put what is needed first."
+                found.append(Violation(path=f"{spec.name}: {field}", value=text, message=message))
+    if found:
+        raise InvalidRequest(found)
+    return specs
+
+
 def read(path: Path) -> dict[str, Any]:
     """The mapping that a file holds. Raises InvalidRequest: missing, not YAML, twice the same key, not a mapping."""
     documents = read_documents(path)
     if len(documents) > 1:
-        raise NotServed(
-            f"{path} holds {len(documents)} requests (a chain), and chains are not served by this version.",
-            fix="Submit the requests one by one.",
-        )
+        message = f"{path.name} holds {len(documents)} requests (a chain); one is expected here."
+        raise single_fault("", None, f"{message} hone run and hone submit take all of them, without --set.")
     if not documents or not isinstance(documents[0], dict):
         message = f"{path} holds no request: a mapping with name, model, dataset and method is expected."
         raise single_fault("", None, message)

@@ -31,10 +31,9 @@ from hone_trainer.policy import REFERENCE, Judged, Policy, Reference, Sequences
 from hone_trainer.preference import without_dropout
 from hone_trainer.prompts import prepare_prompts, prompt_encoder, tell_prompts
 from hone_trainer.rewards import Rewards
-from hone_trainer.rollouts import Prompt, Rollouts, Sampling, roll_out
+from hone_trainer.rollouts import Prompt, Rollouts, Sampling, evaluated, roll_out
 from hone_trainer.rows import Rows
 from hone_trainer.trained import trained_model
-from hone_trainer.training import EvaluationCut
 from hone_trainer.world import agree
 
 
@@ -159,7 +158,7 @@ class Trainer(Loop):
         figures["ratio_deviation"] = updates[0]["ratio_deviation"]  # of the first: nothing has been learned yet
 
         figures["update_s"] = time.monotonic() - judged_at
-        figures |= rollouts.seconds | {"forward_s": judged_at - began}
+        figures |= {**rollouts.seconds, "forward_s": judged_at - began}
         figures |= rollouts.figures() | {
             "kl": kl,
             "kl_coef": self.controller.coefficient,
@@ -246,19 +245,15 @@ class Trainer(Loop):
     def measure(self) -> dict[str, float]:
         """Rewards and KL of answers to the evaluation prompts, drawn as in training, every time by the same chance."""
         prompts = [Prompt.of(example) for example in self.eval_prompts or ()]
+        device, pad = self.accelerator.device, self.tokenizer.pad_token_id
+
+        def figures(batch: list[Prompt], first: int) -> dict[str, float]:
+            rollouts = self.collect(batch, step=0, first=first)
+            sequences, mask = rollouts.sequences(pad, device), rollouts.mask(device)
+            return rollouts.figures() | {"kl": self._distance(sequences, mask)}
+
         size = (self.args.per_device_eval_batch_size or 1) * self.context.world_size
-        sums: dict[str, float] = {}
-        device = self.accelerator.device
-        for start in range(0, len(prompts), size):
-            batch = prompts[start : start + size]
-            rollouts = self.collect(batch, step=0, first=start)
-            sequences, mask = rollouts.sequences(self.tokenizer.pad_token_id, device), rollouts.mask(device)
-            for name, value in (rollouts.figures() | {"kl": self._distance(sequences, mask)}).items():
-                sums[name] = sums.get(name, 0.0) + value * len(batch)
-            asked = torch.tensor([int(self.context.stop.asked)], device=device)
-            if self.accelerator.reduce(asked).item():
-                raise EvaluationCut
-        means = {f"eval_{name}": value / len(prompts) for name, value in sums.items()}
+        means = evaluated(self.context, self.accelerator, prompts, figures, size=size)
         for notice in self.guards.evaluation(means):
             self.context.event(EventType.WARNING, notice, step=self.state.global_step)
         return {"eval_loss": -means["eval_reward"], **means}

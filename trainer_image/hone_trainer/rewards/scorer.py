@@ -74,6 +74,8 @@ class Scorer:
             )
             data = response.read(MAX_BYTES + 1)
             response.release_conn()
+        except urllib3.exceptions.NewConnectionError as error:  # in some versions a kind of time limit
+            raise _unreachable(f"cannot be reached at {url}: {_reason(error)}", "connection") from error
         except urllib3.exceptions.TimeoutError as error:
             raise _unreachable(f"did not answer within {timeout} s", "timeout") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -90,12 +92,15 @@ def _read(data: bytes, count: int) -> list[float]:
         scores = json.loads(data)["scores"]
     except (ValueError, KeyError, TypeError) as error:
         raise _refused('answered something that is not {"scores": [numbers]}', "form") from error
-    is_number = [isinstance(score, int | float) and not isinstance(score, bool) for score in scores]
-    if not isinstance(scores, list) or not all(is_number):
+    if not isinstance(scores, list) or not all(map(_is_number, scores)):
         raise _refused('answered something that is not {"scores": [numbers]}', "form")
     if len(scores) != count:
         raise _refused(f"gave {len(scores)} scores for {count} answers", "count")
     return [float(score) for score in scores]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _unreachable(message: str, kind: str) -> SignalFailed:

@@ -98,7 +98,7 @@ def json_schema_rule(part: JsonSchemaPart, field: str) -> Rule:
 def length_rule(part: LengthPart, _field: str) -> Rule:
     """0 up to a length, falling to −1 at twice that length."""
     limit = part.max_tokens
-    return lambda answers: [-min(1.0, max(0.0, (answer.num_tokens - limit) / limit)) for answer in answers]
+    return lambda answers: [0.0 - min(1.0, max(0.0, (answer.num_tokens - limit) / limit)) for answer in answers]
 
 
 RULES: Mapping[str, Callable[[Any, str], Rule]] = {
