@@ -29,11 +29,12 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_the_schema_accepts_every_example(path: Path) -> None:
-    jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
+    for document in yaml.safe_load_all(path.read_text()):
+        jsonschema.validate(document, json_schema())
 
 
 @pytest.mark.parametrize("fault", [{"learnig_rate": 1}, {"epochs": []}, {"scheduler": 3}])
 def test_the_schema_refuses_what_the_parser_refuses(fault: dict[str, object]) -> None:
-    data = yaml.safe_load(EXAMPLES[0].read_text()) | {"training": fault}
+    data = next(yaml.safe_load_all(EXAMPLES[0].read_text())) | {"training": fault}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(data, json_schema())
