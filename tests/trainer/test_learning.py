@@ -76,7 +76,16 @@ def run(make_attempt: MakeAttempt, run_here: RunHere, tmp_path: Path, base: Path
 def improve(make_attempt: MakeAttempt, run_here: RunHere, tmp_path: Path, base: Path, seed: int) -> Run:
     """Trains a LoRA of rank 16 by rewards of answers to prompts."""
 
-    def train(method: str, rewards: Any, *, steps: int, rate: float, micro_batch_size: int, **settings: Any) -> Attempt:
+    def train(
+        method: str,
+        rewards: Any,
+        *,
+        steps: int,
+        rate: float,
+        micro_batch_size: int,
+        scheduler: str = "cosine",
+        **settings: Any,
+    ) -> Attempt:
         train_file = write_rows(tmp_path / "train.jsonl", letters.answered(7680, seed=seed))
         eval_file = write_rows(tmp_path / "eval.jsonl", letters.answered(256, seed=seed, held_out=True))
         changes = {
@@ -87,6 +96,7 @@ def improve(make_attempt: MakeAttempt, run_here: RunHere, tmp_path: Path, base: 
             "training": {
                 "max_steps": steps,
                 "learning_rate": rate,
+                "scheduler": scheduler,
                 "warmup_ratio": 0.1,
                 "seed": seed,
                 "eval": {"at_start": True, "batch_size": 256},
@@ -167,7 +177,8 @@ def test_ppo_learns_from_a_rule(improve: Run, base: Path, seed: int, told: Told)
 
 
 def test_grpo_learns_from_a_rule(improve: Run, base: Path, seed: int, told: Told) -> None:
-    attempt = improve("grpo", [REVERSED], steps=60, rate=1e-3, micro_batch_size=128, num_generations=8)
+    settings = {"num_generations": 8, "scheduler": "constant_with_warmup"}
+    attempt = improve("grpo", [REVERSED], steps=90, rate=1e-3, micro_batch_size=128, **settings)
     before, after = evaluations(attempt)
     share = letters.exact(load(base, attempt.directory.scratch / "outputs" / "adapter"), count=500, seed=seed)
     told("grpo, rule", "right answers before", before["eval_reward/answer"])
