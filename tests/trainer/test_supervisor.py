@@ -180,6 +180,25 @@ def test_a_fault_of_the_data_is_said_before_the_model_is_loaded(make_attempt: Ma
     assert [event.fields["phase"] for event in attempt.events("phase")] == ["loading", "data"]
 
 
+def test_a_scorer_that_the_request_names_may_be_asked_and_nobody_else() -> None:
+    script = (
+        "import socket\n"
+        "from hone_trainer.guard import forbid_network, hosts\n"
+        "allowed = hosts(['http://192.0.2.1:8099/score', 'https://localhost/x', 'http://no.such.host.invalid/'])\n"
+        "print(sorted(allowed - {'::1'}))\n"
+        "forbid_network(allowed)\n"
+        "for address in ('192.0.2.1', '192.0.2.2'):\n"
+        "    try:\n"
+        "        socket.create_connection((address, 8099), timeout=0.2)\n"
+        "    except BaseException as error:\n"
+        "        print(type(error).__name__)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    names, named, other = ended.stdout.splitlines()
+    assert names == "['127.0.0.1', '192.0.2.1', 'localhost', 'no.such.host.invalid']"
+    assert named != "RunFailed" and other == "RunFailed"
+
+
 def test_a_connection_that_was_not_asked_for_is_refused_with_its_address() -> None:
     script = (
         "import socket, urllib.request\n"

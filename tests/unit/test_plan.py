@@ -283,3 +283,35 @@ def test_the_page_lists_exactly_the_keys_of_the_json() -> None:
     page = (Path(__file__).parents[2] / "docs/plan.md").read_text().split("## JSON")[1]
     listed = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
     assert listed == [field.name for part in (Plan, Launch) for field in dataclasses.fields(part)]
+
+
+PPO = {"rewards": [{"model": {"source": "hf://a/judge"}}], "batch_size": 32, "mini_batch_size": 8}
+TWO_H100 = {"gpu": "H100-80GB", "gpus_per_node": 2}
+
+
+def test_an_optimizer_step_of_ppo_takes_its_mini_batch_and_ppo_runs_under_ddp() -> None:
+    found = plan(method={"ppo": PPO}, adapter={"lora": {}}, compute=TWO_H100)
+    assert found.plan.launch.global_batch_size == 8 and found.plan.launch.strategy == "ddp"
+    assert found.spec.training.eval.batch_size == 16  # answers are drawn as in training
+    assert {"reward models", "generation cache"} <= set(sizes(found.plan)) and "reference model" not in sizes(
+        found.plan
+    )
+    full = plan(method={"ppo": PPO}, compute=TWO_H100).plan
+    assert full.launch.strategy == "ddp" and "reference model" in sizes(full)
+
+
+def test_an_optimizer_step_of_grpo_takes_whole_groups() -> None:
+    grpo = {"rewards": [{"regex": {"pattern": "a"}}], "num_generations": 12}
+    assert plan(method={"grpo": grpo}, adapter={"lora": {}}).plan.launch.global_batch_size % 12 == 0
+    with pytest.raises(
+        InvalidRequest, match=r"4 answers in an optimizer step are no multiple of num_generations \(12\)"
+    ):
+        plan(
+            method={"grpo": grpo}, training={"micro_batch_size": 4, "gradient_accumulation_steps": 1}, compute=ONE_H200
+        )
+
+
+def test_answers_that_the_model_has_no_positions_for_are_warned_of() -> None:
+    long = {**PPO, "max_prompt_length": 32_768}
+    [warning] = plan(method={"ppo": long}, adapter={"lora": {}}).plan.warnings
+    assert "the longest prompt and answer have 32896 tokens" in warning

@@ -68,6 +68,7 @@ def candidates(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> list[Dev
 
 
 def first_that_fits(spec: JobSpec, load: Workload, devices: list[Device]) -> tuple[Launch, Device, bool]:
+    """The first way that fits; where none does, the last that was tried, and False."""
     last: tuple[Launch, Device] | None = None
     refusal: InvalidRequest | None = None
     for device in devices:

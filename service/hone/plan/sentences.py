@@ -8,6 +8,7 @@ from hone.spec import JobSpec
 
 
 def sentence(spec: JobSpec, device: Device, launch: Launch, peak: int, *, fits: bool) -> str:
+    """Whether it fits, on what, with how much to spare."""
     where = _where(device, launch)
     if fits:
         free = device.capacity_bytes - peak
@@ -31,6 +32,7 @@ def _gib(size: int) -> str:
 
 
 def notes(spec: JobSpec, device: Device, hardware: Hardware) -> tuple[str, ...]:
+    """What to know of this plan."""
     notes = ["Memory is estimated from formulas that were not calibrated on this device."]
     if spec.method.name == "merge":
         return (*notes, "Merging computes in fp32 on the CPU, and keeps the precision of the base's files.")
@@ -44,7 +46,14 @@ def notes(spec: JobSpec, device: Device, hardware: Hardware) -> tuple[str, ...]:
 
 
 def warnings(spec: JobSpec, shape: ModelShape) -> tuple[str, ...]:
-    part = spec.method.sft or spec.method.dpo or spec.method.reward
+    """What is supported, but unwise."""
+    part, places = spec.method.sft or spec.method.dpo or spec.method.reward, shape.max_position_embeddings
+    learns = spec.method.ppo or spec.method.grpo
+    if learns and places and (longest := learns.max_prompt_length + learns.max_new_tokens) > places:
+        return (
+            f"method.{spec.method.name}: the longest prompt and answer have {longest} tokens, more than the model was "
+            f"made for ({places} positions): lower max_prompt_length or max_new_tokens.",
+        )
     if part and shape.max_position_embeddings and part.max_length > shape.max_position_embeddings:
         return (
             f"method.{spec.method.name}.max_length {part.max_length} is longer than the model was made for "
@@ -54,6 +63,7 @@ def warnings(spec: JobSpec, shape: ModelShape) -> tuple[str, ...]:
 
 
 def why_not_here(plan: Plan, hardware: Hardware) -> str:
+    """Why this machine does not run it; empty where it does."""
     if not plan.fits:
         return plan.sentence
     launch = plan.launch

@@ -109,6 +109,7 @@ class Trainer(Loop):
     def step(self, number: int) -> dict[str, float]:
         """One batch of answers, and what is learned from it."""
         rollouts = self.collect(self.batch_of(number), step=number)
+        self.state.epoch = number * self.ppo.batch_size / len(self.prompts)
         return self.learn(rollouts, step=number)
 
     def batch_of(self, number: int) -> list[Prompt]:
@@ -287,8 +288,10 @@ class Trainer(Loop):
         yield from torch.split(order, self.ppo.mini_batch_size)
 
     def _micro_batches(self, part: torch.Tensor) -> Iterator[torch.Tensor]:
-        """This rank's share of a mini-batch, in batches of one forward pass."""
-        yield from torch.split(part[self._mine()], self.args.per_device_train_batch_size)
+        """This rank's share of a mini-batch, in batches of one forward pass; none where there are fewer answers than
+        ranks."""
+        if len(share := part[self._mine()]):
+            yield from torch.split(share, self.args.per_device_train_batch_size)
 
     def _mine(self) -> slice:
         return slice(self.context.rank, None, self.context.world_size)
