@@ -124,6 +124,17 @@ def test_a_pattern_that_takes_for_ever_is_ended(load: Load) -> None:
     )
 
 
+def test_a_schema_fetches_nothing_and_its_pattern_is_ended_too(load: Load) -> None:
+    rewards, _ = load({"json_schema": {"schema_text": '{"$ref": "https://example.org/schema"}'}})
+    with pytest.raises(RunFailed, match=r"json_schema refers to https://example.org/schema, which is not in it"):
+        rewards.score(answers("{}"), step=1)
+    slow = json.dumps({"type": "string", "pattern": "^(a|aa)+$"})
+    rewards, _ = load({"json_schema": {"schema_text": slow}})
+    with pytest.raises(RunFailed, match=r"json_schema took more than 1 s on one answer"):
+        rewards.score(answers(json.dumps("a" * 60 + "b")), step=1)
+    assert rewards.score(answers('"aaa"', '"ab"', "3"), step=1).total.tolist() == [1, 0, 0]
+
+
 def test_a_signal_that_always_says_the_same_is_named_once(load: Load) -> None:
     rewards, attempt = load({"regex": {"pattern": "z"}}, {"length": {"max_tokens": 50}, "weight": 1})
     for step in range(8):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import regex
@@ -65,34 +65,47 @@ def regex_rule(part: RegexPart, field: str) -> Rule:
         try:
             return [float(pattern.search(answer.text, timeout=SEARCH_S) is not None) for answer in answers]
         except TimeoutError as error:
-            raise SignalFailed(
-                f"took more than {SEARCH_S:g} s on one answer",
-                kind="time",
-                fix="Write the pattern without nested repetitions, such as (a+)+.",
-            ) from error
+            raise _too_slow("Write the pattern") from error
 
     return score
 
 
 def json_schema_rule(part: JsonSchemaPart, field: str) -> Rule:
-    """1 where an answer is JSON that the schema accepts."""
+    """1 where an answer is JSON that the schema accepts. A `$ref` to another document is fetched from nowhere."""
     from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
+    from jsonschema.exceptions import SchemaError, ValidationError
+    from jsonschema.validators import extend
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    def pattern(validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[ValidationError]:
+        if validator.is_type(instance, "string") and not regex.search(pattern, instance, timeout=SEARCH_S):
+            yield ValidationError("does not match")
 
     schema = json.loads(part.schema_text)
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise RunFailed(TrainerExit.USER, f"{field}.schema_text is not a JSON Schema: {error.message}.") from error
-    validator = Draft202012Validator(schema)
+    kind = extend(Draft202012Validator, {"pattern": pattern})  # type: ignore[no-untyped-call]
+    validator = kind(schema, registry=Registry())
 
     def accepted(text: str) -> bool:
         try:
             return bool(validator.is_valid(json.loads(text)))
+        except Unresolvable as error:
+            raise SignalFailed(f"refers to {error.ref}, which is not in it", kind="reference") from error
+        except TimeoutError as error:
+            raise _too_slow("Write the schema's pattern") from error
         except (ValueError, RecursionError):
             return False
 
     return lambda answers: [float(accepted(answer.text)) for answer in answers]
+
+
+def _too_slow(what: str) -> SignalFailed:
+    fix = f"{what} without nested repetitions, such as (a+)+."
+    return SignalFailed(f"took more than {SEARCH_S:g} s on one answer", kind="time", fix=fix)
 
 
 def length_rule(part: LengthPart, _field: str) -> Rule:
