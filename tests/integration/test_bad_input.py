@@ -135,9 +135,9 @@ BEFORE: dict[str, tuple[Break, tuple[str, ...], int]] = {
         ("H100-80GB", "this machine has no GPU"),
         2,
     ),
-    "a method of a later version": (
-        lambda m: {"method": {"grpo": {"rewards": [{"regex": {"pattern": "x"}}]}}},
-        ("grpo", "not served"),
+    "a field of a later version": (
+        lambda m: {"reporting": {"trackers": ["wandb"]}},
+        ("reporting.trackers", "not served"),
         2,
     ),
     "adapter that is none": (
