@@ -32,6 +32,13 @@ REQUEST = {
     "dataset": {"eval_fraction": 0.25},
     "training": {"max_steps": 40, "checkpoint": {"steps": 5, "keep": 2}, "eval": {"steps": 8}},
 }
+PPO = {
+    "rewards": [{"regex": {"pattern": "[a-m]"}}],
+    "batch_size": 8,
+    "mini_batch_size": 4,
+    "ppo_epochs": 2,
+    "max_new_tokens": 6,
+}
 PHASES = ("loading", "data", "model", "training", "training", "training", "evaluation", "saving", "uploading")
 """Where a kill is meant to fall; most of a run is training."""
 
@@ -89,15 +96,18 @@ def assert_nothing_broken_is_told(attempt: Attempt, points: list[Any]) -> None:
     assert whole or not points, f"none of {points} is there"
 
 
-def play(make_attempt: MakeAttempt, start: Start, *, processes: int, kills: int, seed: int) -> Counter[str]:
+def play(
+    make_attempt: MakeAttempt, start: Start, *, processes: int, kills: int, seed: int, method: str = "sft"
+) -> Counter[str]:
     """One run, killed so often; what was done how often."""
+    request = REQUEST if method == "sft" else {**REQUEST, "method": {"sft": None, "ppo": PPO}}
     chance, size = random.Random(seed), {"processes": processes, "micro_batch_size": 4 // processes}
     done: Counter[str] = Counter()
     told: list[Event] = []
-    job = f"killed-{seed}-{processes}"
+    job = f"killed-{method}-{seed}-{processes}"
     for number in range(1, kills + 2):
         points = resume_points(checkpoints(told))
-        attempt = make_attempt(REQUEST, attempt=number, job=job, resume=tuple(points), **size)
+        attempt = make_attempt(request, attempt=number, job=job, resume=tuple(points), **size)
         child = start(attempt)
         if number > kills:
             assert child.wait(240) == TrainerExit.SUCCEEDED
@@ -109,7 +119,7 @@ def play(make_attempt: MakeAttempt, start: Start, *, processes: int, kills: int,
         told += events_of(attempt)
         assert_nothing_broken_is_told(attempt, list(resume_points(checkpoints(told))))
         assert outputs_of(attempt) in ([], ["adapter"]), what
-    whole = make_attempt(REQUEST, job=f"whole-{seed}-{processes}", **size)
+    whole = make_attempt(request, job=f"whole-{method}-{seed}-{processes}", **size)
     assert start(whole).wait(240) == TrainerExit.SUCCEEDED
     assert adapter(attempt) == adapter(whole), f"{job}: {dict(done)}"
     return done
@@ -133,6 +143,14 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
     make_attempt: MakeAttempt, start: Start, processes: int, kills: int
 ) -> None:
     tell(play(make_attempt, start, processes=processes, kills=kills, seed=SEED))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_killed_ppo_run_ends_with_the_weights_of_one_that_was_not(
+    make_attempt: MakeAttempt, start: Start, processes: int
+) -> None:
+    tell(play(make_attempt, start, processes=processes, kills=2, seed=SEED, method="ppo"))
 
 
 @pytest.mark.slow

@@ -134,8 +134,8 @@ class Loop(ABC):
     def _load(self, folder: Path) -> None:
         """Raises the libraries' own errors; checkpoints.py has looked for the files, and their manifest verified."""
         self._load_from_checkpoint(str(folder))
-        device = self.accelerator.device
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=device, weights_only=True))
+        # The optimizer moves what it is given to its weights' device, which of several ranks is called cpu:0.
+        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
         kept = torch.load(folder / "scheduler.pt", weights_only=True)
         self.scheduler.load_state_dict(kept["schedule"])
         self.restore_extra(kept["extra"])
