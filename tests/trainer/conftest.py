@@ -15,6 +15,8 @@ from hone.spec.parse import parse
 from hone_trainer.report import parse_event
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when the libraries are imported
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
+"""What DeepSpeed compiles takes minutes, and all tests share it."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"

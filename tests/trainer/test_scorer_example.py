@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -70,15 +71,13 @@ def test_mischief_scores_nothing_and_leaves_nothing(
     monkeypatch.setenv("SECRET", "canary")
     monkeypatch.setattr(scorer.tempfile, "tempdir", str(tmp_path))
     began = time.monotonic()
-    assert scorer.score(MISCHIEF[name], {}) == 0
+    marker = uuid.uuid4().hex
+    assert scorer.score(f"{MISCHIEF[name]}\n# {marker}", {}) == 0
     assert time.monotonic() - began < 20
     assert not list(tmp_path.iterdir())
-    marker = MISCHIEF[name].splitlines()[0].encode()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            assert not (marker in path.read_bytes() and int(path.parent.name) != os.getpid())
-        except OSError:
-            continue
+        with suppress(OSError):  # ended while it was looked at
+            assert marker.encode() not in path.read_bytes()
 
 
 @pytest.fixture
