@@ -231,14 +231,14 @@ def unmarked(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
 
 
-# Documentation
-
-
 def pairs(rows: list[dict[str, str]]) -> Iterator[dict[str, str]]:
     """Each answer is preferred to that of a row further on, where the two differ."""
     for row, other in zip(rows, [*rows[7:], *rows[:7]], strict=True):
         if row["completion"] != other["completion"]:
             yield {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
+
+
+# Documentation
 
 
 def documentation(items: Iterable[Item], held_out: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:

@@ -44,6 +44,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # before what is imported from there
 
 from benchmarks.memory import bench as shapes  # noqa: E402
+from examples.make_dataset import pairs  # noqa: E402
 
 DATA, BASE = ROOT / "examples/data/stdlib/train.jsonl", ROOT / "examples/base/stdlib-4m"
 SKIPPED_STEPS = 10
@@ -138,13 +139,7 @@ def pairs_job(directory: Path, method: str) -> Job:
     """Pairs of the demo's rows, 4 a step."""
     for split in ("train", "eval"):
         rows = [json.loads(line) for line in (DATA.parent / f"{split}.jsonl").read_text().splitlines()]
-        others = [*rows[7:], *rows[:7]]
-        pairs = [
-            {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
-            for row, other in zip(rows, others, strict=True)
-            if row["completion"] != other["completion"]
-        ]
-        (directory / f"{split}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        (directory / f"{split}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs(rows)))
     hone = {
         "dataset.source": f"file://{directory / 'train.jsonl'}",
         "method": json.dumps({method: {"max_length": 256}}),

@@ -7,17 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import Attempt, MakeAttempt, RunHere, reversals, write_rows
+from .conftest import MakeAttempt, RunHere
 from .test_checkpoints import going_on, merged, weights
-from .test_ppo import VARIED
+from .test_ppo import VARIED, figures, prompts
 from .test_supervisor import Start, start
 
-__all__ = ["start"]
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "prompts.jsonl", reversals(48))
+__all__ = ["prompts", "start"]
 
 
 def request(prompts: Path, *changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,11 +27,6 @@ def request(prompts: Path, *changes: Mapping[str, Any]) -> dict[str, Any]:
         "training": {"max_steps": 3, "learning_rate": 1e-3, "eval": {"at_start": True, "batch_size": 4}},
     }
     return merged(base, *changes)
-
-
-def figures(attempt: Attempt) -> list[dict[str, float]]:
-    names = {"tokens_per_second", "eta_s"}
-    return [{k: v for k, v in event.metrics.items() if k not in names} for event in attempt.events("progress")]
 
 
 def test_every_figure_is_told_by_the_names_of_ppo(make_attempt: MakeAttempt, run_here: RunHere, prompts: Path) -> None:

@@ -17,6 +17,7 @@ from hone_trainer.methods import ppo
 from hone_trainer.model import load_tokenizer
 from hone_trainer.policy import Judged
 from hone_trainer.preference import without_dropout
+from hone_trainer.prompts import prepare_prompts
 from hone_trainer.report import EventLog
 from hone_trainer.rollouts import Drawn, Prompt, Rollouts, Sampling, draw
 from hone_trainer.rows import open_rows
@@ -72,7 +73,7 @@ def trainer_of(attempt: Attempt) -> tuple[Any, Any]:
     assert spec.dataset is not None and inputs.dataset is not None
     rows = open_rows(Path(inputs.dataset.path), source=spec.dataset.source, split="train")
     model, _ = trained_model(context, tokenizer)
-    data = ppo._prepare(context, tokenizer, rows, None)
+    data = prepare_prompts(context.run.spec, tokenizer, rows, None)
     return ppo.Trainer(context, model=without_dropout(model), tokenizer=tokenizer, data=data), tokenizer
 
 

@@ -176,18 +176,11 @@ def _rendered(voice: Voice, request: Request) -> list[int]:
     system = [{"role": "system", "content": request.system}] if request.system is not None else []
     messages = [*system, {"role": "user", "content": request.prompt}]
     try:
-        rendered = voice.tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, add_generation_prompt=True
-        )
+        return encoding.asked_ids(voice.tokenizer, messages)
     except Exception as error:  # a template may raise what it likes
         raise RunFailed(
             TrainerExit.USER, f"The chat template of {voice.name} does not take this: {first_line(error)}"
         ) from error
-    ids: list[int] = rendered["input_ids"]
-    bos = voice.tokenizer.bos_token_id
-    while bos is not None and ids[:2] == [bos, bos]:
-        ids = ids[1:]
-    return ids
 
 
 def _room(voice: Voice, num_tokens: int) -> int | None:

@@ -61,7 +61,7 @@ class Encoder:
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """Tokens of a batch of rows that `problem` found nothing wrong with."""
         encoded = _ENCODERS[self.format](self, rows)
-        return [self._with_one_bos(row) for row in encoded]
+        return [self._trimmed(row) for row in encoded]
 
     def value(self, row: Row, name: str) -> Any:
         """A column by our name for it."""
@@ -73,13 +73,7 @@ class Encoder:
 
     def conversation(self, row: Row) -> list[dict[str, Any]]:
         """The messages of a row, with the system prompt where the row has none."""
-        return self._with_system(self.value(row, "messages"))
-
-    def _with_system(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        listed = [dict(message) for message in messages]
-        if self.system_prompt is None or listed[0]["role"] == "system":
-            return listed
-        return [{"role": "system", "content": self.system_prompt}, *listed]
+        return with_system(self.value(row, "messages"), self.system_prompt)
 
     def _text(self, rows: Sequence[Row]) -> list[Encoded]:
         ids = self.tokenizer([self.value(row, "text") for row in rows])["input_ids"]
@@ -94,7 +88,7 @@ class Encoder:
         return [self._answered(prompt, tokens) for prompt, tokens in zip(asked, whole, strict=True)]
 
     def _chat_completion(self, rows: Sequence[Row]) -> list[Encoded]:
-        prompts = [self._with_system(self.value(row, "prompt")) for row in rows]
+        prompts = [with_system(self.value(row, "prompt"), self.system_prompt) for row in rows]
         whole = [[*prompt, *self.value(row, "completion")] for prompt, row in zip(prompts, rows, strict=True)]
         asked = self._render(prompts, add_generation_prompt=True)["input_ids"]
         given = self._render(whole)["input_ids"]
@@ -162,11 +156,9 @@ class Encoder:
             fix=f"Set model.eos_token to {token!r}.",
         )
 
-    def _with_one_bos(self, row: Encoded) -> Encoded:
-        bos = self.tokenizer.bos_token_id
-        while bos is not None and row.ids[:2] == [bos, bos]:
-            row = Encoded(row.ids[1:], row.learned[1:])
-        return row
+    def _trimmed(self, row: Encoded) -> Encoded:
+        ids = with_one_bos(self.tokenizer, row.ids)
+        return Encoded(ids, row.learned[len(row.ids) - len(ids) :])
 
 
 _ENCODERS: dict[str, Callable[[Encoder, Sequence[Row]], list[Encoded]]] = {
@@ -182,6 +174,38 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
+def with_one_bos(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Tokens with one beginning-of-sequence token at most: a template writes one, and so may the tokenizer."""
+    bos, start = tokenizer.bos_token_id, 0
+    while bos is not None and ids[start : start + 2] == [bos, bos]:
+        start += 1
+    return ids[start:]
+
+
+def asked_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """A conversation as generation sees it: with the beginning of an answer."""
+    rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    return with_one_bos(tokenizer, rendered["input_ids"])
+
+
+def with_system(messages: Sequence[Mapping[str, Any]], system_prompt: str | None) -> list[dict[str, Any]]:
+    """Messages with the system prompt in front, where there is one and they have none."""
+    listed = [dict(message) for message in messages]
+    if system_prompt is None or listed[0]["role"] == "system":
+        return listed
+    return [{"role": "system", "content": system_prompt}, *listed]
+
+
+def refuse_system_prompt(model: Model, held: str) -> None:
+    """Raise RunFailed where the request has a system prompt: rows that hold `held` have no place for it."""
+    if model.system_prompt is not None:
+        raise RunFailed(
+            TrainerExit.USER,
+            f"model.system_prompt needs conversations, and the rows hold {held}.",
+            fix="Remove it, or use rows with messages.",
+        )
+
+
 def make_encoder(tokenizer: Any, model: Model, dataset: Dataset, sft: Sft, rows: Rows) -> Encoder:
     """The encoder that fits the rows. Raises RunFailed: no fitting columns, no usable template, an option without
     effect."""
@@ -195,12 +219,8 @@ def make_encoder(tokenizer: Any, model: Model, dataset: Dataset, sft: Sft, rows:
     respond_only = name != "text" and sft.loss_on != "all"
     encoder = Encoder(tokenizer=tokenizer, format=name, columns=dataset.columns, respond_only=respond_only)
     is_chat = name == "messages" or not isinstance(encoder.value(rows.first(), FORMATS[name][0]), str)
-    if model.system_prompt is not None and not is_chat:
-        raise RunFailed(
-            TrainerExit.USER,
-            f"model.system_prompt needs conversations, and the rows hold {' and '.join(FORMATS[name])}.",
-            fix="Remove it, or use rows with messages.",
-        )
+    if not is_chat:
+        refuse_system_prompt(model, " and ".join(FORMATS[name]))
     encoder.system_prompt, encoder.is_chat = model.system_prompt, is_chat
     if is_chat:
         encoder.template = training_template(tokenizer, marked=respond_only and name == "messages")

@@ -8,6 +8,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from hone.job import EventType
+from hone_trainer.context import RunContext
+
 POLICY_FIGURES = (
     "reward", "kl", "kl_coef", "entropy", "policy_loss", "value_loss", "clip_fraction", "explained_variance",
     "ratio_deviation", "answer_tokens", "truncated", "generate_s", "score_s", "forward_s", "update_s",
@@ -61,6 +64,19 @@ class Guards:
         if self.max_kl is None or figures["kl"] <= self.max_kl:
             return None
         return f"Stopping: the answers are {figures['kl']:.2f} nats from the reference, max_kl is {self.max_kl:g}."
+
+    def tell_step(self, context: RunContext, figures: Mapping[str, float], *, step: int) -> bool:
+        """Give the notices after a step; whether training may go on."""
+        reason = self.exceeds(figures)
+        for notice in (*self.step(figures), *([reason] if reason else [])):
+            context.event(EventType.WARNING, notice, step=step)
+        return reason is None
+
+    def tell_evaluation(self, context: RunContext, metrics: Mapping[str, float], *, step: int) -> dict[str, float]:
+        """Give the notices after an evaluation; its metrics, with the loss that the best checkpoint is chosen by."""
+        for notice in self.evaluation(metrics):
+            context.event(EventType.WARNING, notice, step=step)
+        return {"eval_loss": -metrics["eval_reward"], **metrics}
 
     def evaluation(self, metrics: Mapping[str, float]) -> Iterator[str]:
         """Notices after an evaluation."""

@@ -21,6 +21,7 @@ from hone.errors import HoneError, NotFound
 from hone.modelinfo import read_adapter_directory
 from hone.run import Run, TrainerExit
 from hone.spec import Dataset
+from hone.spec.rewards import reward_models
 from hone.spec.splits import read_split
 from hone.storage import MANIFEST, ArtifactStore, download_directory, open_store
 from hone_trainer.failure import RunFailed
@@ -101,13 +102,10 @@ def fetch(run: Run, directory: Path, *, weights: bool = True) -> Inputs:
 
 def _fetch_reward_models(run: Run, directory: Path) -> dict[str, RewardModel]:
     """The models among the rewards of ppo and grpo, each with the base of an adapter."""
-    method, found = run.spec.method, dict[str, RewardModel]()
-    learns = method.ppo or method.grpo
-    for number, part in enumerate(learns.rewards if learns else ()):
-        if part.model is None:
-            continue
-        place, path = f"method.{method.name}.rewards.{number}.model.source", directory / f"reward-{number}"
-        named = _fetch(run, place, part.model.source, path)
+    found = dict[str, RewardModel]()
+    for number, place, part in reward_models(run.spec):
+        path = directory / f"reward-{number}"
+        named = _fetch(run, place, part.source, path)
         saved = read_adapter_directory(Path(named.path), named.asked)
         model = _fetch(run, f"{place}: {named.asked}, its base", saved.base, path / "base") if saved else named
         tokenizer = named if has_tokenizer(named) else model

@@ -18,6 +18,11 @@ REFERENCE = "reference"
 """Name of the frozen copy of an adapter that training goes on from."""
 
 
+def without_adapter(model: Any) -> Any:
+    """The transformers model within, adapted layers and all."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 class Sequences(NamedTuple):
     """Prompts with their answers, padded on the right."""
 
@@ -50,7 +55,7 @@ class Policy(nn.Module):
 
         super().__init__()
         self.model = model
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        base = without_adapter(model)
         add_fused_lm_head(base, temperature=temperature, outputs=("log_probs", "entropy"))
         width = base.get_input_embeddings().embedding_dim
         hidden = getattr(base.config.get_text_config(), "hidden_size", width)
@@ -86,7 +91,6 @@ class Reference:
     def __init__(self, policy: Policy, *, adapted: bool) -> None:
         """`adapted`: the model has an adapter; else a frozen copy of it is made."""
         self._policy = policy
-        self._adapted = adapted
         self._has_copy = adapted and REFERENCE in policy.model.peft_config
         self.copy = None if adapted else deepcopy(policy).eval().requires_grad_(False)
 

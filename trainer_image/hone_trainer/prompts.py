@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,16 @@ import pyarrow as pa
 from hone.run import TrainerExit
 from hone.spec import Columns, JobSpec
 from hone_trainer.data import BATCH, Prepared, Question, refuse_rows
-from hone_trainer.encoding import conversation_problem, kind_of, prompt_ids, training_template
+from hone_trainer.encoding import (
+    asked_ids,
+    conversation_problem,
+    kind_of,
+    prompt_ids,
+    refuse_system_prompt,
+    training_template,
+    with_one_bos,
+    with_system,
+)
 from hone_trainer.failure import RunFailed
 from hone_trainer.files import Row
 from hone_trainer.rows import Rows
@@ -45,23 +54,13 @@ class PromptEncoder:
         messages = [dict(message) for message in value]
         while self.is_conversation and len(messages) > 1 and messages[-1]["role"] == "assistant":
             messages.pop()
-        if self.system_prompt is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
-        return messages
+        return with_system(messages, self.system_prompt)
 
     def encode(self, prompt: str | Sequence[Mapping[str, Any]]) -> list[int]:
         """Its tokens, with one beginning-of-sequence token at most."""
         if isinstance(prompt, str):
-            ids = prompt_ids(self.tokenizer, prompt)
-        else:
-            rendered = self.tokenizer.apply_chat_template(
-                prompt, tokenize=True, return_dict=True, add_generation_prompt=True
-            )
-            ids = rendered["input_ids"]
-        bos = self.tokenizer.bos_token_id
-        while bos is not None and ids[:2] == [bos, bos]:
-            ids = ids[1:]
-        return ids
+            return with_one_bos(self.tokenizer, prompt_ids(self.tokenizer, prompt))
+        return asked_ids(self.tokenizer, prompt)
 
     def expected(self, row: Row) -> str:
         """The answer that the row has itself, for people; empty where it has none."""
@@ -100,12 +99,8 @@ def prompt_encoder(spec: JobSpec, tokenizer: Any, rows: Rows) -> PromptEncoder:
     is_chat = isinstance(first[column], list)
     if is_chat:
         training_template(tokenizer, marked=False)
-    elif spec.model.system_prompt is not None:
-        raise RunFailed(
-            TrainerExit.USER,
-            "model.system_prompt needs conversations, and the rows hold texts.",
-            fix="Remove it, or use rows with messages.",
-        )
+    else:
+        refuse_system_prompt(spec.model, "texts")
     return PromptEncoder(
         tokenizer=tokenizer,
         columns=columns,
@@ -116,25 +111,27 @@ def prompt_encoder(spec: JobSpec, tokenizer: Any, rows: Rows) -> PromptEncoder:
     )
 
 
-def prepare_prompts(
-    encoder: PromptEncoder, train: Rows, evaluation: Rows | None, *, max_length: int, field: str, questions: int
-) -> Prepared:
+def prepare_prompts(spec: JobSpec, tokenizer: Any, train: Rows, evaluation: Rows | None) -> Prepared:
     """Tables of prompts: prompt_ids, prompt (JSON), row (all its columns, as JSON) and rows (its number).
 
-    Raises RunFailed (DATA) where rows are wrong or every prompt is longer than `max_length`, which `field` names.
+    Raises RunFailed (DATA) where rows are wrong or every prompt is longer than the request's max_prompt_length.
     """
-    table, counts, prints = _collect(encoder, train, max_length, field)
+    assert spec.method.rewarded
+    encoder = prompt_encoder(spec, tokenizer, train)
+    limit = _Limit(f"method.{spec.method.name}.max_prompt_length", spec.method.rewarded.max_prompt_length)
+    table, counts, prints, fingerprint = _collect(encoder, train, limit)
     eval_table, eval_counts = None, None
     if evaluation is not None:
-        eval_table, eval_counts, held = _collect(encoder, evaluation, max_length, field)
+        eval_table, eval_counts, held, _ = _collect(encoder, evaluation, limit)
         eval_counts.rows_in_training = held.num_in(prints)
+    questions = spec.reporting.samples.prompts
     asked = [row for _, batch in evaluation.head(questions).batches(BATCH) for row in batch] if evaluation else []
     return Prepared(
         train=table,
         evaluation=eval_table,
         train_counts=counts,
         eval_counts=eval_counts,
-        fingerprint=_digest(table),
+        fingerprint=fingerprint,
         questions=tuple(_question(encoder, row) for row in asked),
         is_chat=encoder.is_chat,
     )
@@ -157,8 +154,14 @@ def _question(encoder: PromptEncoder, row: Row) -> Question:
     return Question(prompt_ids=encoder.encode(prompt), prompt=text, expected=encoder.expected(row))
 
 
-def _collect(encoder: PromptEncoder, rows: Rows, max_length: int, field: str) -> tuple[pa.Table, Counts, Prints]:
-    counts, prints, ids, lengths = Counts(), Prints(), Pool(), array("q")
+class _Limit(NamedTuple):
+    field: str
+    tokens: int
+
+
+def _collect(encoder: PromptEncoder, rows: Rows, limit: _Limit) -> tuple[pa.Table, Counts, Prints, str]:
+    """The table, what became of the rows, and a SHA-256 of what is trained on: equal where training sees the same."""
+    counts, prints, ids, lengths, digest = Counts(), Prints(), Pool(), array("q"), sha256()
     numbers, prompts, whole = array("q"), list[str](), list[str]()
     for start, batch in rows.batches(BATCH):
         refuse_rows(rows, start, [encoder.problem(row) for row in batch])
@@ -169,8 +172,9 @@ def _collect(encoder: PromptEncoder, rows: Rows, max_length: int, field: str) ->
             number = int(rows.indices[start + offset]) + 1
             prints.add(number, found, np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8))
             lengths.append(len(found))
-            if len(found) > max_length:
+            if len(found) > limit.tokens:
                 continue
+            digest.update(len(found).to_bytes(8, "big") + found.tobytes() + text.encode("utf-8", "replace"))
             ids.add(found)
             numbers.append(number)
             prompts.append(json.dumps(prompt, ensure_ascii=False, default=str))
@@ -182,8 +186,9 @@ def _collect(encoder: PromptEncoder, rows: Rows, max_length: int, field: str) ->
     if not numbers:
         raise RunFailed(
             TrainerExit.DATA,
-            f"None of the {counts.rows:,} prompts of {rows.source} fits within {field} ({max_length:,} tokens).",
-            fix=f"Raise {field} to {min(lengths):,} tokens at least, or shorten the prompts.",
+            f"None of the {counts.rows:,} prompts of {rows.source} fits within {limit.field} ({limit.tokens:,} "
+            "tokens).",
+            fix=f"Raise {limit.field} to {min(lengths):,} tokens at least, or shorten the prompts.",
         )
     singles = pa.array(np.arange(len(numbers) + 1), type=pa.int32())
     table = pa.table(
@@ -194,13 +199,4 @@ def _collect(encoder: PromptEncoder, rows: Rows, max_length: int, field: str) ->
             "rows": pa.ListArray.from_arrays(singles, pa.array(np.frombuffer(numbers, dtype=np.int64))),
         }
     )
-    return table, counts, prints
-
-
-def _digest(table: pa.Table) -> str:
-    """SHA-256 of what is trained on: equal where training sees the same."""
-    found = sha256()
-    for name in ("prompt_ids", "row"):
-        for value in table[name]:
-            found.update(repr(value.as_py()).encode("utf-8", "replace"))
-    return found.hexdigest()
+    return table, counts, prints, digest.hexdigest()

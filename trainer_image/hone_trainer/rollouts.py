@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch.nn.utils.rnn import pad_sequence
 
 from hone_trainer.context import RunContext
-from hone_trainer.policy import Sequences
+from hone_trainer.policy import Sequences, without_adapter
 from hone_trainer.rewards import Answer, Rewards
 from hone_trainer.training import EvaluationCut
 
@@ -41,6 +42,10 @@ class Prompt:
             row=json.loads(example["row"]),
             number=example["rows"][0],
         )
+
+    def answered(self, text: str, *, num_tokens: int) -> Answer:
+        """An answer to it, as the rewards see it."""
+        return Answer(prompt=self.text, text=text, num_tokens=num_tokens, row=self.row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,7 @@ class Drawn:
     """Whether it ends by itself."""
     number: int
     score: float = 0.0
-    parts: Mapping[str, float] | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +102,8 @@ class Rollouts:
 
     def sequences(self, pad: int, device: Any) -> Sequences:
         """As the policy reads them."""
-        whole = [[*answer.prompt_ids, *answer.ids] for answer in self.answers]
-        ids = torch.full((len(whole), max(map(len, whole))), pad)
-        for index, tokens in enumerate(whole):
-            ids[index, : len(tokens)] = torch.tensor(tokens)
+        whole = [torch.tensor([*answer.prompt_ids, *answer.ids]) for answer in self.answers]
+        ids = pad_sequence(whole, batch_first=True, padding_value=pad)
         starts = torch.tensor([len(answer.prompt_ids) for answer in self.answers])
         lengths = torch.tensor([len(tokens) for tokens in whole])
         return Sequences(ids.to(device), starts.to(device), lengths.to(device))
@@ -122,8 +125,8 @@ class Rollouts:
             "answer_tokens": float(np.mean([len(answer.ids) for answer in self.answers])),
             "truncated": float(np.mean([not answer.ended for answer in self.answers])),
         }
-        for name in self.answers[0].parts or {}:
-            found[f"reward/{name}"] = float(np.mean([(answer.parts or {})[name] for answer in self.answers]))
+        for name in self.answers[0].parts:
+            found[f"reward/{name}"] = float(np.mean([answer.parts[name] for answer in self.answers]))
         return found
 
 
@@ -171,17 +174,17 @@ def draw(model: Any, prompts: Sequence[Prompt], sampling: Sampling, *, seeds: Se
         eos_token_id=list(sampling.stops),
         use_cache=True,
     )
-    longest = max(len(prompt.ids) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), sampling.pad)
-    mask = torch.zeros_like(ids)
-    for index, prompt in enumerate(prompts):  # padded on the left: an answer follows its prompt
-        ids[index, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
-        mask[index, longest - len(prompt.ids) :] = 1
+    whole = [torch.tensor(prompt.ids) for prompt in prompts]
+    ids = pad_sequence(whole, batch_first=True, padding_value=sampling.pad, padding_side="left")  # the answer follows
+    mask = pad_sequence([torch.ones_like(one) for one in whole], batch_first=True, padding_side="left")
     chance = Chance(seeds, temperature=sampling.temperature, device=model.device)
     inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
     with asked_alone(model, config):
         out = model.generate(**inputs, generation_config=config, logits_processor=[chance])
-    return [_drawn(prompt, tokens, sampling) for prompt, tokens in zip(prompts, out[:, longest:].tolist(), strict=True)]
+    return [
+        _drawn(prompt, tokens, sampling)
+        for prompt, tokens in zip(prompts, out[:, ids.shape[1] :].tolist(), strict=True)
+    ]
 
 
 def evaluated(
@@ -210,7 +213,7 @@ def evaluated(
 def asked_alone(model: Any, config: Any, *, training: bool = False) -> Iterator[None]:
     """What is not set would come from the model's own files: penalties, forbidden tokens, a narrower choice. The model
     is in training mode meanwhile only with `training`."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = without_adapter(model)
     own, trained = base.generation_config, model.training
     base.generation_config = config
     model.train(training)
@@ -228,12 +231,7 @@ def score(
     if not drawn:
         return []
     answers = [
-        Answer(
-            prompt=prompt.text,
-            text=tokenizer.decode(answer.ids, skip_special_tokens=True),
-            num_tokens=len(answer.ids),
-            row=prompt.row,
-        )
+        prompt.answered(tokenizer.decode(answer.ids, skip_special_tokens=True), num_tokens=len(answer.ids))
         for prompt, answer in zip(prompts, drawn, strict=True)
     ]
     found = rewards.score(answers, step=step)

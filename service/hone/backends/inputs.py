@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from hone.errors import InvalidRequest, Violation
 from hone.spec import JobSpec
+from hone.spec.rewards import reward_models
 from hone.spec.sources import DATA_SUFFIXES
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -37,14 +38,7 @@ def sources(spec: JobSpec) -> Sources:
     adapters = tuple(part.source for part in spec.method.merge.adapters) if spec.method.merge else ()
     mixed = tuple(part.source for part in spec.dataset.mix) if spec.dataset else ()
     found = Sources(spec.model.source, spec.model.tokenizer, dataset, eval_dataset, adapters, mixed)
-    learns = spec.method.ppo or spec.method.grpo
-    path = f"method.{spec.method.name}.rewards"
-    models = [
-        (f"{path}.{number}.model.source", part.model.source)
-        for number, part in enumerate(learns.rewards if learns else ())
-        if part.model
-    ]
-    return found._replace(reward_models=tuple(models))
+    return found._replace(reward_models=tuple((field, part.source) for _, field, part in reward_models(spec)))
 
 
 def check_inputs(found: Sources) -> None:

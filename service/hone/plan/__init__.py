@@ -23,6 +23,7 @@ from hone.plan.devices import Device, Hardware, candidates, first_that_fits
 from hone.plan.memory import Workload, breakdown, host_memory, output_sizes
 from hone.plan.sentences import notes, sentence, warnings, why_not_here
 from hone.spec import Adapter, JobSpec, Lora, Training
+from hone.spec.rewards import reward_models
 
 __all__ = ["Hardware", "Planned", "make_plan"]
 LEARNING_RATES = {"dpo": 5e-5, "ppo": 1e-5, "grpo": 1e-6}
@@ -96,7 +97,7 @@ def _check_quantizable(spec: JobSpec, shape: ModelShape) -> None:
 def _workload(spec: JobSpec, shape: ModelShape) -> Workload:
     method = spec.method
     part = method.sft or method.dpo or method.reward
-    generation = method.ppo or method.grpo
+    generation = method.rewarded
     length = part.max_length if part else generation.max_prompt_length + generation.max_new_tokens if generation else 8
     full = spec.adapter is None
     compares = bool(method.ppo or (method.dpo and not method.dpo.precompute_reference))
@@ -107,7 +108,7 @@ def _workload(spec: JobSpec, shape: ModelShape) -> Workload:
         quantized=spec.quantization == "nf4",
         sequence_length=length,
         rows_factor=2 if method.dpo or method.reward else 1,
-        reward_models=sum(part.model is not None for part in generation.rewards) if generation else 0,
+        reward_models=len(list(reward_models(spec))),
         keeps_reference=full and compares,
         scores=method.reward is not None,
         generated_tokens=generation.max_new_tokens if generation else 0,

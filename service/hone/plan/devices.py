@@ -91,7 +91,7 @@ def _launches(spec: JobSpec, device: Device) -> Iterator[Launch]:
     if compute.strategy != "auto":
         strategies: tuple[str, ...] = (compute.strategy,)
     else:
-        shards = world > 1 and not (spec.method.ppo or spec.method.grpo) and not (spec.adapter and not device.gpu)
+        shards = world > 1 and not spec.method.rewarded and not (spec.adapter and not device.gpu)
         strategies = ("ddp", "zero2", "zero3") if shards else ("ddp",)
     precision = training.precision
     if precision == "auto":

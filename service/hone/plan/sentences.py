@@ -33,31 +33,31 @@ def _gib(size: int) -> str:
 
 def notes(spec: JobSpec, device: Device, hardware: Hardware) -> tuple[str, ...]:
     """What to know of this plan."""
-    notes = ["Memory is estimated from formulas that were not calibrated on this device."]
+    found = ["Memory is estimated from formulas that were not calibrated on this device."]
     if spec.method.name == "merge":
-        return (*notes, "Merging computes in fp32 on the CPU, and keeps the precision of the base's files.")
+        return (*found, "Merging computes in fp32 on the CPU, and keeps the precision of the base's files.")
     if spec.training.optimizer == "paged_adamw_8bit" and device.gpu is None:
-        notes.append("Pages of optimizer states go from a GPU to the host; on a CPU this is adamw_8bit.")
+        found.append("Pages of optimizer states go from a GPU to the host; on a CPU this is adamw_8bit.")
     if spec.training.max_steps is None:
-        notes.append("Steps and time depend on the number of rows, which is known when the data has been read.")
+        found.append("Steps and time depend on the number of rows, which is known when the data has been read.")
     if device.gpu and not hardware.installed and spec.compute.gpu is None:
-        notes.append("This machine has no GPU: the smallest of the known GPU profiles that fits was taken.")
-    return tuple(notes)
+        found.append("This machine has no GPU: the smallest of the known GPU profiles that fits was taken.")
+    return tuple(found)
 
 
 def warnings(spec: JobSpec, shape: ModelShape) -> tuple[str, ...]:
     """What is supported, but unwise."""
     part, places = spec.method.sft or spec.method.dpo or spec.method.reward, shape.max_position_embeddings
-    learns = spec.method.ppo or spec.method.grpo
+    learns = spec.method.rewarded
     if learns and places and (longest := learns.max_prompt_length + learns.max_new_tokens) > places:
         return (
             f"method.{spec.method.name}: the longest prompt and answer have {longest} tokens, more than the model was "
             f"made for ({places} positions): lower max_prompt_length or max_new_tokens.",
         )
-    if part and shape.max_position_embeddings and part.max_length > shape.max_position_embeddings:
+    if part and places and part.max_length > places:
         return (
             f"method.{spec.method.name}.max_length {part.max_length} is longer than the model was made for "
-            f"({shape.max_position_embeddings} positions): shorten it.",
+            f"({places} positions): shorten it.",
         )
     return ()
 

@@ -159,8 +159,6 @@ def violations(spec: JobSpec) -> list[Violation]:
         *_training_rules(spec),
         *_merge_rules(spec),
         *_preference_rules(spec),
-        *_ppo_rules(spec),
-        *_grpo_rules(spec),
         *reward_violations(spec),
         *_data_rules(spec),
         *_compute_rules(spec),
@@ -184,9 +182,8 @@ def _unserved_fields(spec: JobSpec) -> Iterator[tuple[bool, str]]:
     if spec.compute.strategy == "zero3" and (dpo := spec.method.dpo):
         yield dpo.precompute_reference, ("method.dpo.precompute_reference under strategy zero3 is not served by this "
                                          "version: remove it.")  # fmt: skip
-    learns = spec.method.ppo or spec.method.grpo
     yield (
-        bool(learns and any(part.python for part in learns.rewards)),
+        bool(spec.method.rewarded and any(part.python for part in spec.method.rewarded.rewards)),
         ("Rewards by a Python function (rewards.python) are not served by this version: use an http scorer."),
     )
     yield bool(spec.model.new_tokens), "New tokens (model.new_tokens) are not served by this version: remove them."
@@ -285,35 +282,6 @@ def _preference_rules(spec: JobSpec) -> Iterator[Violation]:
         yield Violation(path="adapter.lora.bias", value=spec.adapter.lora.bias,
                         message="trains biases of the base, so that switching the adapter off gives no reference: set "
                         "it to none, or method.dpo.precompute_reference to true.")  # fmt: skip
-
-
-def _grpo_rules(spec: JobSpec) -> Iterator[Violation]:
-    """Answers come in groups, and a distance that is not measured bounds nothing."""
-    if (grpo := spec.method.grpo) is None:
-        return
-    whole = spec.training.global_batch_size
-    if whole and whole % grpo.num_generations:
-        yield Violation(path="training.global_batch_size", value=whole,
-                        message=f"is no multiple of method.grpo.num_generations ({grpo.num_generations}): it counts "
-                        "answers, and every prompt is answered so often.")  # fmt: skip
-    if grpo.max_kl and not grpo.beta:
-        yield Violation(path="method.grpo.max_kl", value=grpo.max_kl,
-                        message="needs method.grpo.beta above 0: without it no reference is asked.")  # fmt: skip
-
-
-def _ppo_rules(spec: JobSpec) -> Iterator[Violation]:
-    """The three sizes of batches: answers drawn together, answers of one optimizer step, answers of one pass."""
-    if (ppo := spec.method.ppo) is None:
-        return
-    if ppo.batch_size % ppo.mini_batch_size:
-        yield Violation(path="method.ppo.mini_batch_size", value=ppo.mini_batch_size,
-                        message=f"does not divide batch_size ({ppo.batch_size}): every answer is used once in every "
-                        "epoch.")  # fmt: skip
-    whole = spec.training.global_batch_size
-    if whole and whole != ppo.mini_batch_size:
-        yield Violation(path="training.global_batch_size", value=whole,
-                        message=f"contradicts method.ppo.mini_batch_size ({ppo.mini_batch_size}), which is the number "
-                        "of answers in one optimizer step: remove it.")  # fmt: skip
 
 
 def _merge_rules(spec: JobSpec) -> Iterator[Violation]:

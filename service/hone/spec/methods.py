@@ -252,3 +252,8 @@ class Method(Part):
     def name(self) -> str:
         """The one that was asked for: `sft`, `dpo`, …"""
         return next(name for name in METHODS if getattr(self, name) is not None)
+
+    @property
+    def rewarded(self) -> Ppo | Grpo | None:
+        """What was asked for, where answers are drawn and learned from by their rewards."""
+        return self.ppo or self.grpo

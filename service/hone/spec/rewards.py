@@ -1,4 +1,5 @@
-"""What the rewards of ppo and grpo need of one another and of themselves. Called by combinations.py."""
+"""Rules of the methods that learn from rewards, and what their rewards name. Called by
+combinations.py, the backends and the trainer."""
 
 import json
 import re
@@ -6,12 +7,14 @@ from collections.abc import Iterator
 
 from hone.errors import Violation
 from hone.spec import JobSpec
-from hone.spec.methods import RewardPart
+from hone.spec.methods import RewardModelPart, RewardPart
 
 
 def reward_violations(spec: JobSpec) -> Iterator[Violation]:
-    """Every rule that the signals of a request break."""
-    learns = spec.method.ppo or spec.method.grpo
+    """Every rule that ppo, grpo or the signals of a request break."""
+    yield from _ppo_rules(spec)
+    yield from _grpo_rules(spec)
+    learns = spec.method.rewarded
     if learns is None:
         return
     path = f"method.{spec.method.name}.rewards"
@@ -23,8 +26,44 @@ def reward_violations(spec: JobSpec) -> Iterator[Violation]:
 
 def scorers(spec: JobSpec) -> list[str]:
     """Addresses of the HTTP scorers that a request names."""
-    learns = spec.method.ppo or spec.method.grpo
+    learns = spec.method.rewarded
     return [part.http.url for part in learns.rewards if part.http] if learns else []
+
+
+def reward_models(spec: JobSpec) -> Iterator[tuple[int, str, RewardModelPart]]:
+    """The reward models that a request names: their number among the rewards, and the field of their source."""
+    for number, part in enumerate(spec.method.rewarded.rewards if spec.method.rewarded else ()):
+        if part.model:
+            yield number, f"method.{spec.method.name}.rewards.{number}.model.source", part.model
+
+
+def _grpo_rules(spec: JobSpec) -> Iterator[Violation]:
+    """Answers come in groups, and a distance that is not measured bounds nothing."""
+    if (grpo := spec.method.grpo) is None:
+        return
+    whole = spec.training.global_batch_size
+    if whole and whole % grpo.num_generations:
+        yield Violation(path="training.global_batch_size", value=whole,
+                        message=f"is no multiple of method.grpo.num_generations ({grpo.num_generations}): it counts "
+                        "answers, and every prompt is answered so often.")  # fmt: skip
+    if grpo.max_kl and not grpo.beta:
+        yield Violation(path="method.grpo.max_kl", value=grpo.max_kl,
+                        message="needs method.grpo.beta above 0: without it no reference is asked.")  # fmt: skip
+
+
+def _ppo_rules(spec: JobSpec) -> Iterator[Violation]:
+    """The three sizes of batches: answers drawn together, answers of one optimizer step, answers of one pass."""
+    if (ppo := spec.method.ppo) is None:
+        return
+    if ppo.batch_size % ppo.mini_batch_size:
+        yield Violation(path="method.ppo.mini_batch_size", value=ppo.mini_batch_size,
+                        message=f"does not divide batch_size ({ppo.batch_size}): every answer is used once in every "
+                        "epoch.")  # fmt: skip
+    whole = spec.training.global_batch_size
+    if whole and whole != ppo.mini_batch_size:
+        yield Violation(path="training.global_batch_size", value=whole,
+                        message=f"contradicts method.ppo.mini_batch_size ({ppo.mini_batch_size}), which is the number "
+                        "of answers in one optimizer step: remove it.")  # fmt: skip
 
 
 def _part_violations(part: RewardPart, path: str) -> Iterator[Violation]:

@@ -12,7 +12,6 @@ import torch
 from transformers import GenerationConfig
 from trl import GRPOConfig, GRPOTrainer
 
-from hone.job import EventType
 from hone_trainer import outputs
 from hone_trainer.arguments import training_arguments
 from hone_trainer.context import RunContext
@@ -21,15 +20,15 @@ from hone_trainer.data import Prepared, as_dataset, prepare
 from hone_trainer.guards import Guards
 from hone_trainer.model import check_model, load_tokenizer, stop_tokens
 from hone_trainer.preference import without_dropout
-from hone_trainer.prompts import prepare_prompts, prompt_encoder, tell_prompts
-from hone_trainer.rewards import Answer, Rewards
+from hone_trainer.prompts import prepare_prompts, tell_prompts
+from hone_trainer.rewards import Rewards
 from hone_trainer.rollouts import Prompt, Sampling, asked_alone, evaluated, roll_out
-from hone_trainer.rows import Rows
 from hone_trainer.trained import trained_model
 from hone_trainer.training import Watch
 from hone_trainer.world import agree
 
 _NAMES = {
+    "reward": "reward",
     "kl": "kl",
     "entropy": "entropy",
     "clip_ratio/region_mean": "clip_fraction",
@@ -46,7 +45,7 @@ def run(context: RunContext) -> None:
     context.phase("data")
     check_model(context.inputs.model)
     tokenizer = load_tokenizer(context.inputs.tokenizer, context.run.spec.model)
-    data = prepare(context, partial(_prepare, context, tokenizer), tell=tell_prompts)
+    data = prepare(context, partial(prepare_prompts, context.run.spec, tokenizer), tell=tell_prompts)
     agree(context.run.launch, "the data set", data.fingerprint)
     clock.mark("data")
 
@@ -107,21 +106,13 @@ class Trainer(GRPOTrainer):  # type: ignore[misc]
         noted = {name: sum(values) / len(values) for name, values in self._metrics["train"].items() if values}
         found = {ours: noted[theirs] for theirs, ours in _NAMES.items() if theirs in noted}
         found |= {name: sum(values) / len(values) for name, values in self._parts.items()}
-        if "reward" in noted:
-            found["reward"] = noted["reward"]
         self._metrics["train"].clear()
         self._parts.clear()
         if "entropy" in found and "truncated" in found:
-            self._guard(found)
+            figures = {**found, "distinct": float(self._distinct)}
+            if not self.guards.tell_step(self.watch.context, figures, step=self.state.global_step):
+                self.control.should_training_stop = True
         super().log(logs | found, start_time)
-
-    def _guard(self, figures: dict[str, float]) -> None:
-        step, context = self.state.global_step, self.watch.context
-        for notice in self.guards.step({**figures, "distinct": float(self._distinct)}):
-            context.event(EventType.WARNING, notice, step=step)
-        if reason := self.guards.exceeds(figures):
-            context.event(EventType.WARNING, reason, step=step)
-            self.control.should_training_stop = True
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """The tokens that prompts.py made; a prompt is known by its JSON text."""
@@ -145,7 +136,7 @@ class Trainer(GRPOTrainer):  # type: ignore[misc]
             for prompt, ids, row, rows in examples
         ]
         answers = [
-            Answer(prompt=prompt.text, text=text, num_tokens=len(ids), row=prompt.row)
+            prompt.answered(text, num_tokens=len(ids))
             for prompt, text, ids in zip(asked, completions, completion_ids, strict=True)
         ]
         found = self.rewards.score(answers, step=self.state.global_step + 1)
@@ -183,22 +174,7 @@ class Trainer(GRPOTrainer):  # type: ignore[misc]
 
         size = self.args.per_device_eval_batch_size * context.world_size
         means = evaluated(context, self.accelerator, prompts, figures, size=size)
-        for notice in self.guards.evaluation(means):
-            context.event(EventType.WARNING, notice, step=self.state.global_step)
-        return {"eval_loss": -means["eval_reward"], **means}
-
-
-def _prepare(context: RunContext, tokenizer: Any, train: Rows, evaluation: Rows | None) -> Prepared:
-    spec, grpo = context.run.spec, context.run.spec.method.grpo
-    assert grpo is not None
-    return prepare_prompts(
-        prompt_encoder(spec, tokenizer, train),
-        train,
-        evaluation,
-        max_length=grpo.max_prompt_length,
-        field="method.grpo.max_prompt_length",
-        questions=spec.reporting.samples.prompts,
-    )
+        return self.guards.tell_evaluation(context, means, step=self.state.global_step)
 
 
 def _arguments(context: RunContext, *, has_evaluation: bool) -> Any:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from hone.job import EventType
 from hone_trainer import advantages, outputs
 from hone_trainer.advantages import KlController
 from hone_trainer.arguments import training_arguments
@@ -29,10 +28,9 @@ from hone_trainer.lora import load_adapter
 from hone_trainer.model import check_model, load_tokenizer, stop_tokens
 from hone_trainer.policy import REFERENCE, Judged, Policy, Reference, Sequences
 from hone_trainer.preference import without_dropout
-from hone_trainer.prompts import prepare_prompts, prompt_encoder, tell_prompts
+from hone_trainer.prompts import prepare_prompts, tell_prompts
 from hone_trainer.rewards import Rewards
 from hone_trainer.rollouts import Prompt, Rollouts, Sampling, evaluated, roll_out
-from hone_trainer.rows import Rows
 from hone_trainer.trained import trained_model
 from hone_trainer.world import agree
 
@@ -44,7 +42,7 @@ def run(context: RunContext) -> None:
     context.phase("data")
     check_model(context.inputs.model)
     tokenizer = load_tokenizer(context.inputs.tokenizer, context.run.spec.model)
-    data = prepare(context, partial(_prepare, context, tokenizer), tell=tell_prompts)
+    data = prepare(context, partial(prepare_prompts, context.run.spec, tokenizer), tell=tell_prompts)
     agree(context.run.launch, "the data set", data.fingerprint)
     clock.mark("data")
 
@@ -60,19 +58,6 @@ def run(context: RunContext) -> None:
         follow(context, trainer, tokenizer, data=data, parameters=parameters, clock=clock)
     finally:
         trainer.rewards.close()
-
-
-def _prepare(context: RunContext, tokenizer: Any, train: Rows, evaluation: Rows | None) -> Prepared:
-    spec, ppo = context.run.spec, context.run.spec.method.ppo
-    assert ppo is not None
-    return prepare_prompts(
-        prompt_encoder(spec, tokenizer, train),
-        train,
-        evaluation,
-        max_length=ppo.max_prompt_length,
-        field="method.ppo.max_prompt_length",
-        questions=spec.reporting.samples.prompts,
-    )
 
 
 class Trainer(Loop):
@@ -255,9 +240,7 @@ class Trainer(Loop):
 
         size = (self.args.per_device_eval_batch_size or 1) * self.context.world_size
         means = evaluated(self.context, self.accelerator, prompts, figures, size=size)
-        for notice in self.guards.evaluation(means):
-            self.context.event(EventType.WARNING, notice, step=self.state.global_step)
-        return {"eval_loss": -means["eval_reward"], **means}
+        return self.guards.tell_evaluation(self.context, means, step=self.state.global_step)
 
     def _distance(self, sequences: Sequences, mask: torch.Tensor) -> float:
         """Mean KL of these answers from the reference, in nats."""
@@ -273,10 +256,7 @@ class Trainer(Loop):
 
     def _guard(self, figures: Mapping[str, float], rollouts: Rollouts, *, step: int) -> None:
         distinct = float(len({tuple(answer.ids) for answer in rollouts.answers}) > 1)
-        for notice in self.guards.step({**figures, "distinct": distinct}):
-            self.context.event(EventType.WARNING, notice, step=step)
-        if reason := self.guards.exceeds(figures):
-            self.context.event(EventType.WARNING, reason, step=step)
+        if not self.guards.tell_step(self.context, {**figures, "distinct": distinct}, step=step):
             self.control.should_training_stop = True
 
     def _mini_batches(self, answers: int, step: int, epoch: int) -> Iterator[torch.Tensor]:

@@ -50,8 +50,6 @@ class _Part:
     close: Callable[[], None]
     calls: int = 0
     answers: int = 0
-    failures: int = 0
-    """Answers that it gave no score."""
     lowest: float = math.inf
     highest: float = -math.inf
 
@@ -113,7 +111,6 @@ class Rewards:
         return found
 
     def _failed(self, part: _Part, error: SignalFailed, answers: Sequence[Answer], step: int) -> Floats:
-        part.failures += len(answers)
         if part.spec.on_error == "fail":
             raise RunFailed(
                 error.code,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from hone.job import EventType
 from hone.run import TrainerExit
@@ -46,7 +47,7 @@ class Judge:
 
     def __init__(self, context: RunContext, model: Any, tokenizer: Any, part: RewardModelPart, field: str) -> None:
         self._context, self._model, self._tokenizer, self._part, self._field = context, model, tokenizer, part, field
-        self._cut = 0
+        self._has_cut = False
         self._encoder = Encoder(
             tokenizer=tokenizer,
             format="prompt_completion",
@@ -62,11 +63,9 @@ class Judge:
 
     def _scores(self, answers: Sequence[Answer]) -> list[float]:
         rows = [self._cut_to_fit(self._tokens(answer)) for answer in answers]
-        ids = torch.full((len(rows), max(map(len, rows))), self._tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = torch.tensor(row)
-            mask[index, : len(row)] = 1
+        whole = [torch.tensor(row) for row in rows]
+        ids = pad_sequence(whole, batch_first=True, padding_value=self._tokenizer.pad_token_id)
+        mask = pad_sequence([torch.ones_like(one) for one in whole], batch_first=True)
         device = self._model.device
         scores: list[float] = self._model(ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float().tolist()
         return scores
@@ -83,13 +82,13 @@ class Judge:
         """The end of what is too long: the score is that of the last token."""
         if len(ids) <= self._part.max_length:
             return ids
-        if not self._cut:
+        if not self._has_cut:
+            self._has_cut = True
             self._context.event(
                 EventType.WARNING,
                 f"{self._field}: an answer with its prompt has {len(ids):,} tokens, so the reward model sees the last "
                 f"{self._part.max_length:,} of them; raise max_length if it can read more.",
             )
-        self._cut += 1
         return ids[-self._part.max_length :]
 
 
