@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,12 @@ ONE = Launch(
     micro_batch_size=1, gradient_accumulation_steps=1, activation_checkpointing=False,
 )  # fmt: skip
 TWO = replace(ONE, launcher="accelerate", strategy="ddp", processes_per_node=2)
+
+
+@pytest.mark.parametrize("module", ["pod", "supervisor", "worker", "trial"])
+def test_what_starts_and_watches_a_run_takes_no_seconds_to_import(module: str) -> None:
+    script = f"import sys, hone_trainer.{module}; sys.exit(bool({{'torch', 'transformers'}} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_one_process_needs_no_launcher() -> None:

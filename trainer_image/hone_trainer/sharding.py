@@ -4,16 +4,19 @@ Called by world.py, arguments.py, training.py, course.py and outputs.py where th
 3 every forward pass and every look at a weight is made by all ranks together. Source: Rajbhandari et al. 2020.
 """
 
+from __future__ import annotations  # torch is for the types alone: who starts processes imports this too
+
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from hone.job import Launch
 from hone.run import TrainerExit
 from hone_trainer.failure import RunFailed
+
+if TYPE_CHECKING:
+    import torch
 
 STAGES = {"zero2": 2, "zero3": 3}
 
@@ -105,6 +108,8 @@ def copies(parameters: Iterable[tuple[str, torch.Tensor]], *, kept: bool) -> dic
 
 def consolidated(model: Any, *, kept: bool) -> Any:
     """A model with all weights on the CPU, where `kept`, else None. Every rank has to call it."""
+    import torch
+
     state = copies(model.named_parameters(), kept=kept)
     if not kept:
         return None
