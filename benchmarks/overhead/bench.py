@@ -4,7 +4,8 @@ A is `python benchmarks/overhead/bare_trl.py`, B is `hone run` of the same reque
 other is stopped (SIGSTOP), and trains alone until its first steps are done; then they take turns of a few seconds, A-B,
 B-A, A-B, …, until one has ended, so that what the machine does otherwise hits both alike. Printed: seconds from the
 command to the end of the first training step, the mean step time of both, and the ratio of step times with its 95 %
-interval (bootstrap over pairs of turns). A step that was stopped in its middle does not count.
+interval. Both make the same steps on the same rows (their losses are held side by side), so step is paired with step;
+the interval is a bootstrap over the turns of A. A step that was stopped in its middle, in A or in B, does not count.
 
     python benchmarks/overhead/bench.py [--steps 200] [--rounds 2] [--json FILE]
     python benchmarks/overhead/bench.py --packing [--steps 200] [--rounds 1]
@@ -25,6 +26,7 @@ kind a round, two with --packing.
 import argparse
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -51,7 +53,9 @@ SKIPPED_STEPS = 10
 """The first steps of a run warm caches and allocators; they are left out on both sides."""
 ALONE_S = 25.0
 """For the start and the first steps of each, while the other is stopped."""
-TURN_S = 4.0
+TURN_S = 3.0
+SAME_LOSS = 1e-3
+"""Relative difference up to which a loss is the same: the log rounds it."""
 TOO_LONG_S = 900.0
 HONE = [sys.executable, "-c", "from hone.cli import main; main()"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -59,10 +63,10 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": 
 
 @dataclass(frozen=True)
 class Turn:
-    """The mean step of each kind, in seconds, of two turns that followed each other."""
+    """Seconds of the steps of a turn of A, and of the same steps in B."""
 
-    bare: float
-    hone: float
+    bare: list[float]
+    hone: list[float]
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,9 @@ def measure(job: "Job", arguments: argparse.Namespace) -> None:
         last = rounds[-1]
         print(
             f"round {number + 1}   first step after {last.first_step_bare:5.2f} s (bare TRL script) and "
-            f"{last.first_step_hone:5.2f} s (hone run); {mean_ms([turn.bare for turn in last.turns])} and "
-            f"{mean_ms([turn.hone for turn in last.turns])} ms a step in {len(last.turns)} pairs of turns",
+            f"{last.first_step_hone:5.2f} s (hone run); {mean_ms([s for turn in last.turns for s in turn.bare])} and "
+            f"{mean_ms([s for turn in last.turns for s in turn.hone])} ms a step, "
+            f"{sum(len(turn.bare) for turn in last.turns)} steps in {len(last.turns)} turns",
             flush=True,
         )
     report(rounds, arguments.json)
@@ -186,12 +191,13 @@ class Run:
         """Whatever became of it: nothing of it stays."""
         self._signal(signal.SIGKILL)
 
-    def step_ends(self) -> list[float]:
-        """When each step ended: told by the bare script in its last line, and by a run in its events."""
-        if events := read_events(self._home):
-            return [datetime.fromisoformat(e["time"]).timestamp() for e in events if e["type"] == "progress"]
-        ends: list[float] = json.loads(self._log.read_text().splitlines()[-1])["ended_at"]
-        return ends
+    def steps(self) -> tuple[list[float], list[float]]:
+        """When each step ended, and its loss: told by the bare script in its last line, and by a run in its events."""
+        if events := [event for event in read_events(self._home) if event["type"] == "progress"]:
+            ends = [datetime.fromisoformat(event["time"]).timestamp() for event in events]
+            return ends, [event["metrics"]["loss"] for event in events]
+        told = json.loads(self._log.read_text().splitlines()[-1])
+        return told["ended_at"], told["losses"]
 
     def _signal(self, number: int) -> None:
         with suppress(psutil.NoSuchProcess):
@@ -222,20 +228,35 @@ def run_round(job: Job, steps: int, *, hone_first: bool) -> Round:
         for run in order:
             run.finish()
         bare, hone = runs["bare"], runs["hone"]
-        ends = [run.step_ends() for run in (bare, hone)]
-        pairs = zip(*(turn_means(run, end) for run, end in zip((bare, hone), ends, strict=True)), strict=False)
-        return Round(
-            ends[0][0] - bare.started,
-            ends[1][0] - hone.started,
-            [Turn(bare=a, hone=b) for a, b in pairs if a is not None and b is not None],
-        )
+        (bare_ends, bare_losses), (hone_ends, hone_losses) = bare.steps(), hone.steps()
+        if not all(
+            math.isclose(a, b, rel_tol=SAME_LOSS) for a, b in zip(bare_losses, hone_losses, strict=True)
+        ):  # what is compared would be other work
+            sys.exit(f"The losses differ:\n{bare_losses}\n{hone_losses}")
+        return Round(bare_ends[0] - bare.started, hone_ends[0] - hone.started, paired(bare, bare_ends, hone, hone_ends))
 
 
-def turn_means(run: Run, ends: list[float]) -> list[float | None]:
-    """Mean seconds of the steps that lie wholly in a turn, for each turn after the first; None where there is none."""
-    steps = list(itertools.pairwise(ends))[SKIPPED_STEPS:]
-    found = [[end - start for start, end in steps if began < start and end < over] for began, over in run.turns[1:]]
-    return [statistics.fmean(seconds) if seconds else None for seconds in found]
+def paired(bare: Run, bare_ends: list[float], hone: Run, hone_ends: list[float]) -> list[Turn]:
+    """The steps that both made without being stopped, by the turns of `bare`, of which the first is left out."""
+    inside, other = whole_steps(bare, bare_ends), whole_steps(hone, hone_ends)
+    found: dict[int, Turn] = {}
+    for number in inside.keys() & other.keys():
+        turn = found.setdefault(inside[number][0], Turn([], []))
+        turn.bare.append(inside[number][1])
+        turn.hone.append(other[number][1])
+    return list(found.values())
+
+
+def whole_steps(run: Run, ends: list[float]) -> dict[int, tuple[int, float]]:
+    """For each step that lies wholly in one turn after the first: which turn, and its seconds."""
+    steps = list(enumerate(itertools.pairwise(ends)))[SKIPPED_STEPS:]
+    turns = list(enumerate(run.turns))[1:]
+    return {
+        number: (turn, end - start)
+        for number, (start, end) in steps
+        for turn, (began, over) in turns
+        if began < start and end < over
+    }
 
 
 def mean_ms(seconds: list[float]) -> str:
@@ -297,14 +318,14 @@ def report(rounds: list[Round], path: Path | None) -> None:
 
 
 def interval(turns: list[Turn], draws: int = 4000) -> tuple[float, float, float]:
-    """Ratio of mean step times and its 95 % interval, bootstrapped over pairs of turns."""
+    """Ratio of mean step times and its 95 % interval, bootstrapped over turns."""
     chance = random.Random(0)
     ratios = sorted(_ratio(chance.choices(turns, k=len(turns))) for _ in range(draws))
     return ratios[int(draws * 0.025)], _ratio(turns), ratios[int(draws * 0.975)]
 
 
 def _ratio(turns: list[Turn]) -> float:
-    return statistics.fmean(turn.hone for turn in turns) / statistics.fmean(turn.bare for turn in turns)
+    return sum(sum(turn.hone) for turn in turns) / sum(sum(turn.bare) for turn in turns)
 
 
 def _arguments() -> argparse.Namespace:
