@@ -8,6 +8,7 @@ import pytest
 from hone.run import TrainerExit
 from hone.spec.sources import DATA_SUFFIXES
 from hone_trainer import files
+from hone_trainer import rows as rows_module
 from hone_trainer.failure import RunFailed
 from hone_trainer.rows import joined, open_rows
 
@@ -222,6 +223,16 @@ def test_sets_are_mixed_by_weight_and_the_seed_alone_decides(tmp_path: Path) -> 
     assert mixed.place(20).endswith(f"(b.csv line {int(mixed.indices[20]) - 10 + 2})")
     assert joined([first, second], [2.0, 0.3], seed=1).indices.tolist() == mixed.indices.tolist()
     assert joined([first, second], [2.0, 0.3], seed=2).indices.tolist() != mixed.indices.tolist()
+
+
+def test_long_rows_are_held_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "BATCH_CHARACTERS", 100)
+    long = {"messages": [{"role": "user", "content": "x" * 60}]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, long, long, long]))
+    found = list(open_rows(path, source="x", split="train").batches(1000))
+    assert [(start, len(batch)) for start, batch in found] == [(0, 11), (11, 2)]
+    assert [row for _, batch in found for row in batch] == [*ROWS, long, long, long]
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -56,6 +56,12 @@ def test_dropout_is_the_requests_because_it_is_of_the_training() -> None:
     assert spec.adapter.lora.dropout == 0.2
 
 
+def test_no_tokens_are_added_to_an_adapter() -> None:
+    spec = request(model={"source": "file:///adapter", "new_tokens": ["<x>"]})
+    with pytest.raises(InvalidRequest, match=r"model\.new_tokens: cannot be added to the adapter"):
+        continued(spec, lora_of(adapter()))
+
+
 def test_a_request_that_contradicts_the_adapter_is_refused_field_by_field() -> None:
     with pytest.raises(InvalidRequest) as caught:
         continued(request(adapter={"lora": {"rank": 8, "use_dora": True}}), lora_of(adapter()))

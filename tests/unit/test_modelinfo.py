@@ -29,6 +29,7 @@ from hone.modelinfo import (
     saved_module_parameters,
     select,
     shipped_configs,
+    token_row_parameters,
     with_scores,
 )
 
@@ -279,6 +280,13 @@ def test_a_saved_tied_head_counts_in_full() -> None:
     assert shape.parameters_of("head") == 0
     assert saved_module_parameters(shape, ["lm_head"]) == 128_256 * 2048
     assert saved_module_parameters(shape, ["lm_head", "embed_tokens"]) == 2 * 128_256 * 2048
+
+
+def test_new_tokens_train_a_row_of_the_embedding_and_one_of_a_head_of_its_own() -> None:
+    tied, own = load_shape("hf://meta-llama/Llama-3.2-1B"), load_shape("hf://mistralai/Mistral-7B-v0.3")
+    assert token_row_parameters(tied, 3, with_head=True) == 3 * 2048
+    assert token_row_parameters(own, 3, with_head=True) == 3 * 2 * 4096
+    assert token_row_parameters(own, 3, with_head=False) == 3 * 4096
 
 
 def test_a_saved_module_that_is_not_there_is_named() -> None:

@@ -58,6 +58,24 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "training.warmup_steps",
         "below",
     ),
+    "a new token that is none": (
+        good(model={"source": "hf://a/b", "new_tokens": [" <x>"]}),
+        "model.new_tokens.0",
+        "white space around it",
+    ),
+    "a new token twice": (
+        good(model={"source": "hf://a/b", "new_tokens": ["<x>", "<y>", "<x>"]}),
+        "model.new_tokens.2",
+        "is named before",
+    ),
+    "rows of an embedding that is trained whole": (
+        good(
+            model={"source": "hf://a/b", "new_tokens": ["<x>"]},
+            adapter={"lora": {"modules_to_save": ["embed_tokens"]}},
+        ),
+        "model.new_tokens",
+        "trains whole (embed_tokens)",
+    ),
     "batch contradiction": (
         good(
             training={"micro_batch_size": 4, "gradient_accumulation_steps": 4, "global_batch_size": 32},

@@ -7,7 +7,7 @@ are not exactly those that the model would have: PEFT loads the first without a 
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 from hone.modelinfo import SavedAdapter, read_adapter_directory
 from hone.run import TrainerExit
 from hone.spec import Lora
+from hone_trainer import vocabulary
 from hone_trainer.base_identity import check_base
 from hone_trainer.failure import RunFailed, first_line
 from hone_trainer.inputs import Source
@@ -28,8 +29,9 @@ _ROUTERS = ("router", "gate", "shared_expert_gate")
 """Names of the layers that choose experts: adapting them upsets the balance that was trained."""
 
 
-def add_lora(model: Any, lora: Lora, *, task: str = "CAUSAL_LM") -> Any:
-    """The model with a fresh adapter. Raises RunFailed (USER) when a module name matches nothing."""
+def add_lora(model: Any, lora: Lora, *, task: str = "CAUSAL_LM", new_tokens: Sequence[int] = ()) -> Any:
+    """The model with a fresh adapter, the rows of `new_tokens` in it. Raises RunFailed (USER) when a module name
+    matches nothing."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -40,17 +42,20 @@ def add_lora(model: Any, lora: Lora, *, task: str = "CAUSAL_LM") -> Any:
         bias=lora.bias,
         target_modules=target_modules(model, lora),
         modules_to_save=_modules_to_save(model, lora),
+        trainable_token_indices=vocabulary.trained_rows(model, new_tokens),
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         fan_in_fan_out=_has_conv1d(model),
     )
     try:
         with _untying():
-            return get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise RunFailed(
             TrainerExit.USER, f"adapter.lora.target_modules cannot be adapted: {first_line(error)}"
         ) from error
+    vocabulary.complete_head(adapted)
+    return adapted
 
 
 def load_adapter(
@@ -67,7 +72,9 @@ def load_adapter(
     belong to the base, or is not whole."""
     from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 
-    check_base(read_saved(adapter), base)
+    saved = read_saved(adapter)
+    check_base(saved, base)
+    vocabulary.grow(model, vocabulary.rows_of(saved))
     config = LoraConfig.from_pretrained(adapter.path)
     if (found := str(getattr(config.task_type, "value", config.task_type) or task)) != task:
         raise RunFailed(TrainerExit.USER, f"{adapter.asked} is an adapter for {found}, and {task} is wanted here.")
@@ -82,6 +89,7 @@ def load_adapter(
                 model = get_peft_model(model, config, adapter_name=name)
     except ValueError as error:
         raise RunFailed(TrainerExit.USER, f"{adapter.asked} does not fit {base.asked}: {first_line(error)}") from error
+    vocabulary.complete_head(model)
     tensors = load_file(Path(adapter.path) / WEIGHTS)
     _check_tensors(adapter.asked, tensors, saved_tensors(model, name=name))
     set_peft_model_state_dict(model, tensors, adapter_name=name)

@@ -173,7 +173,12 @@ def _attach(model: Any, base: Source, parts: Sequence[Part], combination: str) -
 
 def _check_combinable(model: Any, parts: Sequence[Part]) -> None:
     for part, config in zip(parts, model.peft_config.values(), strict=True):
-        beyond = {"DoRA": config.use_dora, "modules_to_save": config.modules_to_save, "biases": config.bias != "none"}
+        beyond = {
+            "DoRA": config.use_dora,
+            "modules_to_save": config.modules_to_save,
+            "biases": config.bias != "none",
+            "new tokens": config.trainable_token_indices,
+        }
         if found := [name for name, is_there in beyond.items() if is_there]:
             raise RunFailed(
                 TrainerExit.USER,

@@ -18,6 +18,7 @@ from hone.spec import Model
 from hone_trainer.failure import RunFailed
 from hone_trainer.inputs import Source
 from hone_trainer.sharding import shape
+from hone_trainer.vocabulary import add_tokens, grow, num_rows, token_ids
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HEADS = ("score", "classifier", "pre_classifier")
@@ -85,7 +86,7 @@ def _no_weights(path: Path, asked: str) -> RunFailed:
 
 
 def load_tokenizer(source: Source, model: Model) -> Any:
-    """The tokenizer, with the request's chat template and end-of-turn token. Raises RunFailed (USER)."""
+    """The tokenizer, with the request's new tokens, chat template and end-of-turn token. Raises RunFailed (USER)."""
     from transformers import AutoTokenizer
 
     path = Path(source.path)
@@ -102,6 +103,7 @@ def load_tokenizer(source: Source, model: Model) -> Any:
         raise RunFailed(
             TrainerExit.USER, f"The tokenizer of {source.asked} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
+    add_tokens(tokenizer, model.new_tokens)
     if model.chat_template is not None:
         tokenizer.chat_template = model.chat_template
     if model.eos_token is not None:
@@ -148,10 +150,11 @@ def load_model(
     quantization: Any = None,
     device: str = "cpu",
     scores: bool = False,
+    rows: int = 0,
 ) -> Any:
     """The model with weights for every parameter, on the CPU; with `quantization` (transformers' configuration) on
-    `device`; with `scores` as a reward model, whose head is random where the files have none. Raises RunFailed (USER)
-    where the files do not fit it."""
+    `device`; with `scores` as a reward model, whose head is random where the files have none. It grows by the request's
+    new tokens, and to the `rows` that an adapter of it needs. Raises RunFailed (USER) where the files do not fit it."""
     attention = "sdpa" if model.attention == "auto" else model.attention
     try:
         loaded, info = auto_model(scores=scores).from_pretrained(
@@ -177,6 +180,9 @@ def load_model(
             TrainerExit.USER,
             f"{source.asked} lacks weights: {', '.join(missing[:3])} ({len(missing)} in all) are not in its files.",
         )
+    new = token_ids(tokenizer, model.new_tokens)
+    if new or rows:
+        grow(loaded, max([rows, *(index + 1 for index in new)]), new=new)
     _match_tokenizer(loaded, tokenizer, source)
     return loaded
 
@@ -189,8 +195,7 @@ def auto_model(*, scores: bool) -> Any:
 
 
 def _match_tokenizer(model: Any, tokenizer: Any, source: Source) -> None:
-    rows = shape(model.get_input_embeddings().weight)[0]
-    if len(tokenizer) > rows:
+    if len(tokenizer) > (rows := num_rows(model)):
         raise RunFailed(
             TrainerExit.USER,
             f"The tokenizer has {len(tokenizer):,} tokens and the model {source.asked} only {rows:,}: they do "

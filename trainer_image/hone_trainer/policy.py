@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from hone_trainer.sharding import shape
 from hone_trainer.tokens import IGNORED
 
 REFERENCE = "reference"
@@ -57,7 +58,7 @@ class Policy(nn.Module):
         self.model = model
         base = without_adapter(model)
         add_fused_lm_head(base, temperature=temperature, outputs=("log_probs", "entropy"))
-        width = base.get_input_embeddings().embedding_dim
+        width = shape(base.get_input_embeddings().weight)[1]
         hidden = getattr(base.config.get_text_config(), "hidden_size", width)
         self.value_head = nn.Linear(hidden, 1)
         nn.init.zeros_(self.value_head.weight)

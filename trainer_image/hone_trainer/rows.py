@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,10 @@ from hone_trainer.files import Part, Row, open_file
 
 _NO_ROWS = ("MANIFEST.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
+
+
+BATCH_CHARACTERS = 16 << 20
+"""Text that is held at once, whatever the number of rows."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,16 @@ class Rows:
         return self if count is None else Rows(self.parts, self.indices[:count], self.source)
 
     def batches(self, size: int) -> Iterator[tuple[int, list[Row]]]:
-        """Position of the first row, and the rows, batch by batch."""
-        for start in range(0, len(self), size):
-            yield start, [self._row(position) for position in range(start, min(start + size, len(self)))]
+        """Position of the first row, and the rows, batch by batch: fewer than `size` where they are long."""
+        start, rows, held = 0, list[Row](), 0
+        for position in range(len(self)):
+            rows.append(self._row(position))
+            held += _num_characters(rows[-1])
+            if len(rows) == size or held >= BATCH_CHARACTERS:
+                yield start, rows
+                start, rows, held = position + 1, [], 0
+        if rows:
+            yield start, rows
 
     def first(self) -> Row:
         """The first row; there is one."""
@@ -71,6 +83,15 @@ class Rows:
     @cached_property
     def _starts(self) -> list[int]:
         return [0, *accumulate(map(len, self.parts))]
+
+
+def _num_characters(value: Any) -> int:
+    """Of all texts in a row."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_num_characters, value.values()))
+    return sum(map(_num_characters, value)) if isinstance(value, list) else 0
 
 
 def open_rows(path: Path, *, source: str, split: str, field: str = "dataset.split") -> Rows:

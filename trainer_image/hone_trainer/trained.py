@@ -4,6 +4,7 @@ Called by the methods: trained_model(context, tokenizer) for language models; ad
 report_parameters(context, model) for what is loaded otherwise.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,12 +20,19 @@ from hone_trainer.failure import RunFailed
 from hone_trainer.lora import add_lora, load_adapter, read_saved, target_modules
 from hone_trainer.model import count_parameters, load_model, weights_dtype
 from hone_trainer.optimizers import trains_in_bf16
+from hone_trainer.sharding import splits_weights
+from hone_trainer.vocabulary import rows_of, token_ids
 
 
 def trained_model(context: RunContext, tokenizer: Any, *, scores: bool = False) -> tuple[Any, dict[str, int]]:
     """The language model, with `scores` a reward model, adapted when asked, and its parameters, trainable and all,
     which are reported."""
-    model = adapt(context, base_model(context, tokenizer, scores=scores), task="SEQ_CLS" if scores else "CAUSAL_LM")
+    new = token_ids(tokenizer, context.run.spec.model.new_tokens)
+    if new:
+        names = ", ".join(context.run.spec.model.new_tokens)
+        context.event(EventType.NOTE, f"{len(new)} tokens were added to the vocabulary: {names}.")
+    base, task = base_model(context, tokenizer, scores=scores), "SEQ_CLS" if scores else "CAUSAL_LM"
+    model = adapt(context, base, task=task, new_tokens=new)
     return model, report_parameters(context, model)
 
 
@@ -38,17 +46,31 @@ def base_model(context: RunContext, tokenizer: Any, *, scores: bool = False) -> 
     if spec.quantization:
         quantization.check_quantizable(source, scores=scores)
         config = quantization.nf4_for(launch, scores=scores)
+    rows = max((rows_of(read_saved(adapter)) for adapter in context.inputs.adapters), default=0)
+    if rows and splits_weights(launch):
+        raise RunFailed(
+            TrainerExit.USER,
+            f"{context.inputs.adapters[0].asked} has new tokens, which strategy zero3 does not train.",
+            fix="Set compute.strategy to zero2 or ddp, or merge the adapter first.",
+        )
     device = "cpu" if launch.device == "cpu" else f"cuda:{context.local_rank}"
     set_seed(spec.training.seed)  # a reward model's head starts from random weights
     model = load_model(
-        source, spec.model, dtype=dtype, tokenizer=tokenizer, quantization=config, device=device, scores=scores
+        source,
+        spec.model,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        quantization=config,
+        device=device,
+        scores=scores,
+        rows=rows,
     )
     if config and device == "cpu":
         quantization.compute_alike(model)
     return model
 
 
-def adapt(context: RunContext, model: Any, *, task: str = "CAUSAL_LM") -> Any:
+def adapt(context: RunContext, model: Any, *, task: str = "CAUSAL_LM", new_tokens: Sequence[int] = ()) -> Any:
     """The model with a new adapter, or with the one that model.source names; itself where it is trained in full.
 
     The adapter is called `default` and trains. Raises RunFailed (USER).
@@ -67,7 +89,7 @@ def adapt(context: RunContext, model: Any, *, task: str = "CAUSAL_LM") -> Any:
         from transformers import set_seed
 
         set_seed(spec.training.seed)  # the adapter starts from random weights
-        return add_lora(model, lora, task=task)
+        return add_lora(model, lora, task=task, new_tokens=new_tokens)
     [source] = inputs.adapters
     saved = read_saved(source)
     _check_settings(model, saved, lora)

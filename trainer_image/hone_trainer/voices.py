@@ -21,6 +21,7 @@ from hone_trainer.lora import load_adapter, read_saved
 from hone_trainer.model import check_model, load_model, load_tokenizer, stop_tokens
 from hone_trainer.outputs import stored_dtype
 from hone_trainer.trial import Candidate, Wanted
+from hone_trainer.vocabulary import rows_of
 
 BASE = "base"
 
@@ -83,7 +84,8 @@ def load(wanted: Wanted) -> Voices:
         precision, notes = choose_precision(adapters, wanted.base, has_gpu=device == "cuda")
         _check_biases(adapters, asks_base=wanted.asks_base)
         tokenizer = _base_tokenizer(wanted.base, wanted.jobs)
-        model = _with_adapters(_load(wanted.base, tokenizer, device, precision), adapters, wanted.base)
+        rows = max((rows_of(read_saved(job.source)) for job in adapters), default=0)
+        model = _with_adapters(_load(wanted.base, tokenizer, device, precision, rows), adapters, wanted.base)
         if wanted.asks_base:
             found[BASE] = Voice(name=BASE, kind=BASE, model=model, tokenizer=tokenizer, plain=wanted.plain_base)
     for job in wanted.jobs:
@@ -141,7 +143,7 @@ def _peft_name(number: int) -> str:
     return f"job_{number}"
 
 
-def _load(source: Source, tokenizer: Any, device: str, precision: Precision) -> Any:
+def _load(source: Source, tokenizer: Any, device: str, precision: Precision, rows: int = 0) -> Any:
     from transformers import GenerationConfig
 
     check_model(source)
@@ -150,7 +152,13 @@ def _load(source: Source, tokenizer: Any, device: str, precision: Precision) -> 
         quantization.check_quantizable(source)
         config = quantization.nf4(precision.dtype)
     model = load_model(
-        source, _as_it_is(source), dtype=precision.dtype, tokenizer=tokenizer, quantization=config, device=device
+        source,
+        _as_it_is(source),
+        dtype=precision.dtype,
+        tokenizer=tokenizer,
+        quantization=config,
+        device=device,
+        rows=rows,
     )
     # What its files say of sampling is put away: whatever a request leaves open would come from there.
     model.generation_config = GenerationConfig(

@@ -30,6 +30,7 @@ from hone.modelinfo.trained import (
     lora_parameters,
     saved_module_parameters,
     select,
+    token_row_parameters,
 )
 
 __all__ = [
@@ -58,5 +59,6 @@ __all__ = [
     "saved_module_parameters",
     "select",
     "shipped_configs",
+    "token_row_parameters",
     "with_scores",
 ]

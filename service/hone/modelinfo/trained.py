@@ -84,6 +84,11 @@ def saved_module_parameters(shape: ModelShape, names: Sequence[str]) -> int:
     return total
 
 
+def token_row_parameters(shape: ModelShape, count: int, *, with_head: bool) -> int:
+    """Parameters of the rows of `count` new tokens: in the embedding, and in a head that is not tied to it."""
+    return count * shape.hidden_size * (2 if with_head and not shape.tied_embeddings else 1)
+
+
 def _matching(target: str, layer: Linear, pattern: re.Pattern[str] | None) -> Sequence[int]:
     """Numbers of the layers in which the target names this module."""
     if pattern is not None:

@@ -17,6 +17,7 @@ from hone.modelinfo import (
     lora_parameters,
     saved_module_parameters,
     select,
+    token_row_parameters,
     with_scores,
 )
 from hone.plan.devices import Device, Hardware, candidates, first_that_fits
@@ -127,7 +128,8 @@ def _trained(spec: JobSpec, shape: ModelShape) -> int:
         return shape.parameters
     try:
         heads = shape.parameters_of("head") if spec.method.reward else 0  # trained in full beside the adapter
-        return _adapter_parameters(shape, spec.adapter.lora) + heads
+        rows = token_row_parameters(shape, len(spec.model.new_tokens), with_head=not spec.method.reward)
+        return _adapter_parameters(shape, spec.adapter.lora) + heads + rows
     except UserError as error:
         lora = spec.adapter.lora
         at_targets = any(target in str(error) for target in lora.target_modules)

@@ -10,7 +10,7 @@ from hone.modelinfo import BadConfig, SavedAdapter
 from hone.spec import Adapter, JobSpec, Lora
 from hone.spec.combinations import violations
 
-_BEYOND_LORA = ("rank_pattern", "alpha_pattern", "target_parameters", "layers_to_transform", "trainable_token_indices")
+_BEYOND_LORA = ("rank_pattern", "alpha_pattern", "target_parameters", "layers_to_transform")
 
 
 def continued(spec: JobSpec, own: Lora) -> JobSpec:
@@ -21,6 +21,9 @@ def continued(spec: JobSpec, own: Lora) -> JobSpec:
     if spec.method.name == "merge":
         message = "is an adapter, and merge wants its base here: name the adapter under method.merge.adapters."
         raise InvalidRequest([Violation(path="model.source", value=spec.model.source, message=message)])
+    if spec.model.new_tokens:
+        message = "cannot be added to the adapter that training goes on from: remove it, or merge the adapter first."
+        raise InvalidRequest([Violation(path="model.new_tokens", value=list(spec.model.new_tokens), message=message)])
     asked = spec.adapter.lora if spec.adapter else Lora()
     if differing := contradictions(asked, own):
         raise InvalidRequest(differing)

@@ -32,7 +32,8 @@ class Model(Part):
     eos_token: str | None = setting(None, origin="the tokenizer's own")
     """The token that ends a turn, where it is not the tokenizer's own end-of-sequence token."""
     new_tokens: Words = setting((), origin="none")
-    """Tokens to add to the vocabulary; only their rows are trained."""
+    """Tokens to add to the vocabulary. Beside an adapter only their rows of embedding and head are trained, and saved
+    in it."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = setting("auto", origin="transformers")
     """The attention kernel; auto is sdpa unless the image carries flash attention."""
 

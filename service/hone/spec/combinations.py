@@ -15,6 +15,7 @@ from hone.spec.rewards import reward_violations
 from hone.spec.secret import secret_message, secrets
 from hone.spec.sources import sources
 from hone.spec.splits import split_violations
+from hone.spec.vocabulary import vocabulary_violations
 
 SCHEDULERS = (
     "cosine",
@@ -160,6 +161,7 @@ def violations(spec: JobSpec) -> list[Violation]:
         *_merge_rules(spec),
         *_preference_rules(spec),
         *reward_violations(spec),
+        *vocabulary_violations(spec),
         *_data_rules(spec),
         *_compute_rules(spec),
         *_scheduling_rules(spec),
@@ -186,7 +188,9 @@ def _unserved_fields(spec: JobSpec) -> Iterator[tuple[bool, str]]:
         bool(spec.method.rewarded and any(part.python for part in spec.method.rewarded.rewards)),
         ("Rewards by a Python function (rewards.python) are not served by this version: use an http scorer."),
     )
-    yield bool(spec.model.new_tokens), "New tokens (model.new_tokens) are not served by this version: remove them."
+    if spec.compute.strategy == "zero3":
+        yield bool(spec.model.new_tokens), ("New tokens (model.new_tokens) under strategy zero3 are not served by this "
+                                            "version; zero2 and ddp are.")  # fmt: skip
 
 
 def _value(rule: Rule, chosen: Mapping[str, str]) -> str:

@@ -24,6 +24,7 @@ from hone_trainer.pairs import pairs_for, prepare_pairs, tell_cut_pairs
 from hone_trainer.preference import check_positions, measure_pairs, pair_figures, without_dropout
 from hone_trainer.trained import base_model, trained_model
 from hone_trainer.training import Watch
+from hone_trainer.vocabulary import copy_rows
 from hone_trainer.world import agree
 
 
@@ -146,4 +147,6 @@ def _trainer(context: RunContext, arguments: Any, model: Any, tokenizer: Any, da
     if spec.adapter and not context.inputs.adapters:
         # TRL copies every adapter as `ref`; a new one that is switched off leaves the base, which is the reference.
         trainer.model.delete_adapter("ref")
+    elif spec.adapter:
+        copy_rows(trainer.model, "default", "ref")
     return trainer

@@ -25,6 +25,7 @@ from hone_trainer.rewards import Rewards
 from hone_trainer.rollouts import Prompt, Sampling, asked_alone, evaluated, roll_out
 from hone_trainer.trained import trained_model
 from hone_trainer.training import Watch
+from hone_trainer.vocabulary import copy_rows
 from hone_trainer.world import agree
 
 _NAMES = {
@@ -81,8 +82,11 @@ class Trainer(GRPOTrainer):  # type: ignore[misc]
             processing_class=tokenizer,
             callbacks=self.watch.callbacks,
         )
-        if spec.adapter and not context.inputs.adapters and "ref" in self.model.peft_config:
-            self.model.delete_adapter("ref")  # a new adapter that is switched off leaves the base
+        if spec.adapter and "ref" in self.model.peft_config:
+            if context.inputs.adapters:
+                copy_rows(self.model, "default", "ref")
+            else:
+                self.model.delete_adapter("ref")  # a new adapter that is switched off leaves the base
         self.watch.attach(self)
         self.sampling = Sampling(
             max_new_tokens=self.grpo.max_new_tokens,

@@ -6,8 +6,10 @@ from hone.job import EventType
 from hone_trainer import outputs
 from hone_trainer.card import Facts
 from hone_trainer.context import RunContext
+from hone_trainer.lora import read_saved
 from hone_trainer.merging import Part
 from hone_trainer.model import check_model, load_tokenizer
+from hone_trainer.vocabulary import rows_of
 
 
 def run(context: RunContext) -> None:
@@ -18,7 +20,8 @@ def run(context: RunContext) -> None:
 
     context.phase("model")
     check_model(context.inputs.model)
-    tokenizer = load_tokenizer(context.inputs.tokenizer, spec.model)
+    grown = [adapter for adapter in context.inputs.adapters if rows_of(read_saved(adapter))]  # they have new tokens
+    tokenizer = load_tokenizer((grown or [context.inputs.tokenizer])[0], spec.model)
     parts = [
         Part(adapter=source, weight=part.weight)
         for source, part in zip(context.inputs.adapters, merge.adapters, strict=True)
