@@ -5,7 +5,8 @@ other is stopped (SIGSTOP), and trains alone until its first steps are done; the
 B-A, A-B, …, until one has ended, so that what the machine does otherwise hits both alike. Printed: seconds from the
 command to the end of the first training step, the mean step time of both, and the ratio of step times with its 95 %
 interval. Both make the same steps on the same rows (their losses are held side by side), so step is paired with step;
-the interval is a bootstrap over the turns of A. A step that was stopped in its middle, in A or in B, does not count.
+the interval is a bootstrap over rounds and over the turns of A, so one round alone says little. A step that was stopped
+in its middle, in A or in B, does not count.
 
     python benchmarks/overhead/bench.py [--steps 200] [--rounds 2] [--json FILE]
     python benchmarks/overhead/bench.py --packing [--steps 200] [--rounds 1]
@@ -301,7 +302,7 @@ def read_events(home: Path) -> list[dict[str, Any]]:
 
 def report(rounds: list[Round], path: Path | None) -> None:
     """Print ratios against the baseline; `path` gets the same as JSON."""
-    low, ratio, high = interval([turn for round_ in rounds for turn in round_.turns])
+    low, ratio, high = interval([round_.turns for round_ in rounds])
     start_bare = statistics.fmean(round_.first_step_bare for round_ in rounds)
     start_hone = statistics.fmean(round_.first_step_hone for round_ in rounds)
     print(f"\nfirst step   bare {start_bare:.2f} s   hone {start_hone:.2f} s   {start_hone - start_bare:+.2f} s")
@@ -317,15 +318,20 @@ def report(rounds: list[Round], path: Path | None) -> None:
         path.write_text(json.dumps(result))
 
 
-def interval(turns: list[Turn], draws: int = 4000) -> tuple[float, float, float]:
-    """Ratio of mean step times and its 95 % interval, bootstrapped over turns."""
+def interval(rounds: list[list[Turn]], draws: int = 4000) -> tuple[float, float, float]:
+    """Ratio of mean step times and its 95 % interval, bootstrapped over rounds and over the turns in each: on some
+    machines a process is a few per cent slower than its twin for as long as it lives."""
     chance = random.Random(0)
-    ratios = sorted(_ratio(chance.choices(turns, k=len(turns))) for _ in range(draws))
-    return ratios[int(draws * 0.025)], _ratio(turns), ratios[int(draws * 0.975)]
+    ratios = sorted(
+        _ratio([chance.choices(turns, k=len(turns)) for turns in chance.choices(rounds, k=len(rounds))])
+        for _ in range(draws)
+    )
+    return ratios[int(draws * 0.025)], _ratio(rounds), ratios[int(draws * 0.975)]
 
 
-def _ratio(turns: list[Turn]) -> float:
-    return sum(sum(turn.hone) for turn in turns) / sum(sum(turn.bare) for turn in turns)
+def _ratio(rounds: list[list[Turn]]) -> float:
+    steps = [(sum(turn.hone), sum(turn.bare)) for turns in rounds for turn in turns]
+    return sum(hone for hone, _ in steps) / sum(bare for _, bare in steps)
 
 
 def _arguments() -> argparse.Namespace:
