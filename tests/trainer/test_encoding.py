@@ -7,9 +7,15 @@ import pytest
 from hone.run import TrainerExit
 from hone.spec import Columns, Dataset, Model
 from hone.spec.methods import Sft
+from hone.spec.parse import parse
+from hone_trainer.data import build
 from hone_trainer.encoding import Encoded, Encoder, make_encoder, problem
 from hone_trainer.failure import RunFailed
+from hone_trainer.pairs import pairs_for, prepare_pairs
+from hone_trainer.prompts import prepare_prompts
 from hone_trainer.rows import Rows, open_rows
+
+from .conftest import CHAT_TEMPLATE, write_rows
 
 CHAT = [
     {"role": "system", "content": "be short"},
@@ -255,3 +261,47 @@ def test_what_is_wrong_with_a_completion_is_said(tokenizer: Any, row: dict[str, 
 def test_a_good_row_has_no_problem(tokenizer: Any) -> None:
     encoder = Encoder(tokenizer=tokenizer, format="messages", columns=Columns(), respond_only=True)
     assert problem(encoder, {"messages": CHAT}) is None
+
+
+STRICT = CHAT_TEMPLATE.replace(
+    "{% for message in messages %}",
+    "{% for message in messages %}{% if message['role'] == 'tool' %}{{ raise_exception('No role tool') }}{% endif %}",
+)
+ASK, TOLD, YES = ({"role": role, "content": "x"} for role in ("user", "tool", "assistant"))
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "ppo"])
+def test_a_template_without_the_roles_of_the_data_is_said_with_the_row(
+    fresh_tokenizer: Any, tmp_path: Path, method: str
+) -> None:
+    fresh_tokenizer.chat_template = STRICT
+    good, bad = [ASK, YES], [ASK, TOLD, YES]
+    rows: list[dict[str, Any]] = {
+        "sft": [{"messages": good}, {"messages": bad}],
+        "dpo": [{"chosen": one, "rejected": [*one[:-1], {**YES, "content": "no"}]} for one in (good, bad)],
+        "ppo": [{"messages": good}, {"messages": bad}],
+    }[method]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    settings = {"sft": {}, "dpo": {}, "ppo": {"rewards": [{"length": {"max_tokens": 3}}]}}[method]
+    spec = parse(
+        {
+            "name": "roles",
+            "model": {"source": "file:///base"},
+            "dataset": {"source": f"file://{file}"},
+            "method": {method: settings},
+            "adapter": {"lora": {}},
+        }
+    )
+    train = open_rows(file, source="rows", split="train")
+    assert spec.dataset is not None
+    with pytest.raises(RunFailed, match=r"does not take row 2 \(rows\.jsonl line 2\) of rows: No role tool") as caught:
+        if method == "sft":
+            sft = Sft()
+            build(
+                make_encoder(fresh_tokenizer, spec.model, spec.dataset, sft, train), train, None, sft=sft, questions=0
+            )
+        elif method == "dpo":
+            prepare_pairs(*pairs_for(spec, fresh_tokenizer, train), train, None)
+        else:
+            prepare_prompts(spec, fresh_tokenizer, train, None)
+    assert caught.value.code == TrainerExit.DATA and "model.chat_template" in caught.value.fix

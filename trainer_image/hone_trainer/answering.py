@@ -27,7 +27,7 @@ import torch
 
 from hone.run import TrainerExit
 from hone_trainer import encoding
-from hone_trainer.failure import RunFailed, classify, failure_of, failure_to_json, first_line
+from hone_trainer.failure import RunFailed, classify, failure_of, failure_to_json
 from hone_trainer.guard import forbid_network
 from hone_trainer.process import die_with_parent
 from hone_trainer.trial import Wanted, say
@@ -177,9 +177,9 @@ def _rendered(voice: Voice, request: Request) -> list[int]:
     messages = [*system, {"role": "user", "content": request.prompt}]
     try:
         return encoding.asked_ids(voice.tokenizer, messages)
-    except Exception as error:  # a template may raise what it likes
+    except encoding.TemplateRefused as error:
         raise RunFailed(
-            TrainerExit.USER, f"The chat template of {voice.name} does not take this: {first_line(error)}"
+            TrainerExit.USER, f"The chat template of {voice.name} does not take this: {error.why}"
         ) from error
 
 

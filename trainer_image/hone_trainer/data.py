@@ -21,7 +21,7 @@ from hone.run import TrainerExit
 from hone.spec import Dataset, JobSpec
 from hone.spec.methods import Sft
 from hone_trainer.context import RunContext
-from hone_trainer.encoding import Encoder, make_encoder, problem
+from hone_trainer.encoding import Encoder, TemplateRefused, asked_ids, make_encoder, problem, with_system
 from hone_trainer.failure import RunFailed
 from hone_trainer.files import Row
 from hone_trainer.inputs import Inputs
@@ -187,7 +187,9 @@ def _encode(encoder: Encoder, rows: Rows, *, max_length: int, split: bool) -> tu
     merged_before = encoder.merged_boundaries
     for start, batch in rows.batches(BATCH):
         refuse_rows(rows, start, [problem(encoder, row) for row in batch])
-        for offset, encoded in enumerate(encoder.encode(batch)):
+        with refusing_templates(rows, start):
+            found = encoder.encode(batch)
+        for offset, encoded in enumerate(found):
             collector.add(encoded, int(rows.indices[start + offset]) + 1)
     tokens, counts = collector.tokens(), collector.counts
     counts.rows_merged_at_boundary = encoder.merged_boundaries - merged_before
@@ -209,6 +211,18 @@ def refuse_rows(rows: Rows, start: int, problems: Sequence[str | None]) -> None:
         f"The data set {rows.source} has {count} that cannot be learned: {shown}{more}.",
         fix="Correct these rows or take them out.",
     )
+
+
+@contextmanager
+def refusing_templates(rows: Rows, start: int) -> Iterator[None]:
+    """Raise RunFailed (DATA), naming the row, when the chat template does not take one of a batch that begins here."""
+    try:
+        yield
+    except TemplateRefused as error:
+        place = rows.place(start + error.index)
+        raise RunFailed(
+            error.code, f"The chat template does not take {place} of {rows.source}: {error.why}", fix=error.fix
+        ) from error
 
 
 def _nothing_left(rows: Rows, counts: Counts, max_length: int) -> RunFailed:
@@ -284,14 +298,16 @@ def _chat_question(encoder: Encoder, row: Row) -> Question:
 def _plain_question(encoder: Encoder, row: Row) -> Question:
     prompt, completion = encoder.value(row, "prompt"), encoder.value(row, "completion")
     if not isinstance(prompt, str):
-        return _rendered(encoder, prompt, str(completion[0].get("content") or ""))
+        asked = with_system(prompt, encoder.system_prompt)
+        return _rendered(encoder, asked, str(completion[0].get("content") or ""))
     return Question(prompt_ids=encoder.prompt_ids(prompt), prompt=prompt, expected=completion)
 
 
 def _rendered(encoder: Encoder, messages: Sequence[Any], expected: str) -> Question:
-    ids = encoder.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
     return Question(
-        prompt_ids=ids["input_ids"], prompt=str(messages[-1]["content"]) if messages else "", expected=expected
+        prompt_ids=asked_ids(encoder.tokenizer, messages),
+        prompt=str(messages[-1]["content"]) if messages else "",
+        expected=expected,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from hone.run import TrainerExit
 from hone.spec import Columns, Dataset, Model
 from hone.spec.methods import Sft
-from hone_trainer.failure import RunFailed
+from hone_trainer.failure import RunFailed, first_line
 from hone_trainer.files import Row
 from hone_trainer.rows import Rows
 
@@ -23,6 +23,19 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
 }
 """Columns that each format needs, in the order in which `auto` looks for them."""
+
+
+class TemplateRefused(RunFailed):
+    """The chat template does not take a conversation: a role that it does not know, or turns in another order."""
+
+    def __init__(self, why: str, *, index: int = 0) -> None:
+        """`index`: of the conversation, in the batch that was given."""
+        self.why, self.index = why, index
+        super().__init__(
+            TrainerExit.DATA,
+            f"The chat template does not take a conversation: {why}",
+            fix="Correct the rows, or set model.chat_template to one that takes them.",
+        )
 
 
 @dataclass
@@ -104,9 +117,7 @@ class Encoder:
         return [self._stopped(Encoded(ids, [bool(bit) for bit in mask])) for ids, mask in pairs]
 
     def _render(self, conversations: Sequence[Any], **options: Any) -> Any:
-        return self.tokenizer.apply_chat_template(
-            conversations, tokenize=True, return_dict=True, chat_template=self.template, **options
-        )
+        return render(self.tokenizer, conversations, chat_template=self.template, **options)
 
     def _answered(self, prompt: list[int], whole: list[int]) -> Encoded:
         """Learn what follows the prompt. Where a token spans the boundary it belongs to the completion, and is
@@ -182,10 +193,26 @@ def with_one_bos(tokenizer: Any, ids: list[int]) -> list[int]:
     return ids[start:]
 
 
+def render(tokenizer: Any, conversations: Sequence[Any], **options: Any) -> Any:
+    """A batch of conversations by the chat template. Raises TemplateRefused for the first that it does not take."""
+
+    def rendered(wanted: Sequence[Any]) -> Any:
+        return tokenizer.apply_chat_template(wanted, tokenize=True, return_dict=True, **options)
+
+    try:
+        return rendered(conversations)
+    except Exception:  # a template may raise what it likes
+        for index, conversation in enumerate(conversations):
+            try:
+                rendered([conversation])
+            except Exception as error:
+                raise TemplateRefused(first_line(error), index=index) from error
+        raise
+
+
 def asked_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """A conversation as generation sees it: with the beginning of an answer."""
-    rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
-    return with_one_bos(tokenizer, rendered["input_ids"])
+    """A conversation as generation sees it: with the beginning of an answer. Raises TemplateRefused."""
+    return with_one_bos(tokenizer, render(tokenizer, [messages], add_generation_prompt=True)["input_ids"][0])
 
 
 def with_system(messages: Sequence[Mapping[str, Any]], system_prompt: str | None) -> list[dict[str, Any]]:

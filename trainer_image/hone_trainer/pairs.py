@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from hone.run import TrainerExit
 from hone.spec import Columns, Dataset, JobSpec, Model
-from hone_trainer.data import BATCH, Prepared, merged_warning, questions_of, refuse_rows
+from hone_trainer.data import BATCH, Prepared, merged_warning, questions_of, refuse_rows, refusing_templates
 from hone_trainer.encoding import Encoded, Encoder, conversation_problem, kind_of, training_template
 from hone_trainer.failure import RunFailed
 from hone_trainer.files import Row
@@ -268,7 +268,9 @@ def _collect(encoder: PairEncoder, rows: Rows, limit: Limit) -> tuple[pa.Table, 
     before = encoder.merged_boundaries
     for start, batch in rows.batches(BATCH):
         refuse_rows(rows, start, [encoder.problem(row) for row in batch])
-        for offset, pair in enumerate(encoder.encode(batch)):
+        with refusing_templates(rows, start):
+            pairs = encoder.encode(batch)
+        for offset, pair in enumerate(pairs):
             number = int(rows.indices[start + offset]) + 1
             prints.add(number, *pair.ids, np.asarray(pair.starts))
             lengths.append(pair.longest)

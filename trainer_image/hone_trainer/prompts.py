@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from hone.run import TrainerExit
 from hone.spec import Columns, JobSpec
-from hone_trainer.data import BATCH, Prepared, Question, refuse_rows
+from hone_trainer.data import BATCH, Prepared, Question, refuse_rows, refusing_templates
 from hone_trainer.encoding import (
     asked_ids,
     conversation_problem,
@@ -167,7 +167,8 @@ def _collect(encoder: PromptEncoder, rows: Rows, limit: _Limit) -> tuple[pa.Tabl
         refuse_rows(rows, start, [encoder.problem(row) for row in batch])
         for offset, row in enumerate(batch):
             prompt = encoder.prompt(row)
-            found = np.asarray(encoder.encode(prompt), dtype=np.int32)
+            with refusing_templates(rows, start + offset):
+                found = np.asarray(encoder.encode(prompt), dtype=np.int32)
             text = json.dumps(row, ensure_ascii=False, default=str)
             number = int(rows.indices[start + offset]) + 1
             prints.add(number, found, np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8))

@@ -13,11 +13,11 @@ from hone.run import TrainerExit
 from hone.spec import Columns, Model
 from hone.spec.methods import RewardModelPart
 from hone_trainer.context import RunContext
-from hone_trainer.encoding import Encoder, training_template
+from hone_trainer.encoding import Encoder, TemplateRefused, training_template
 from hone_trainer.failure import RunFailed
 from hone_trainer.lora import load_adapter, read_saved
 from hone_trainer.model import check_model, load_model, load_tokenizer, pad_apart, weights_dtype
-from hone_trainer.rewards.answers import Answer
+from hone_trainer.rewards.answers import Answer, SignalFailed
 from hone_trainer.vocabulary import rows_of
 
 BATCH = 16
@@ -78,7 +78,11 @@ class Judge:
         else:
             training_template(self._tokenizer, marked=False)
             row = {"prompt": answer.prompt, "completion": [{"role": "assistant", "content": answer.text}]}
-        return self._encoder.encode([row])[0].ids
+        try:
+            return self._encoder.encode([row])[0].ids
+        except TemplateRefused as error:
+            message = f"cannot read an answer, because its chat template does not take it: {error.why}"
+            raise SignalFailed(message, kind="template") from error
 
     def _cut_to_fit(self, ids: list[int]) -> list[int]:
         """The end of what is too long: the score is that of the last token."""
