@@ -1,12 +1,13 @@
-"""What Hone costs beside a bare TRL script of the same job: start-up and step time, in interleaved A-B-B-A runs.
+"""What Hone costs beside a bare TRL script of the same job: start-up and step time, in A-B-B-A order.
 
 A is `python benchmarks/overhead/bare_trl.py`, B is `hone run` of the same request. In a round each is started while the
-other is stopped (SIGSTOP), and trains alone until its first steps are done; then they take turns of a few seconds, A-B,
-B-A, A-B, …, until one has ended, so that what the machine does otherwise hits both alike. Printed: seconds from the
-command to the end of the first training step, the mean step time of both, and the ratio of step times with its 95 %
-interval. Both make the same steps on the same rows (their losses are held side by side), so step is paired with step;
-the interval is a bootstrap over rounds and over the turns of A, so one round alone says little. A step that was stopped
-in its middle, in A or in B, does not count.
+other is stopped (SIGSTOP), and trains alone until its first steps are done. Then both train at once, each with all that
+it started on a core of its own and with one thread, and change cores every few seconds; so what the machine does hits
+both alike, and what Hone does beside its worker is paid by its worker. On a GPU they take turns instead, A-B, B-A, ….
+Printed: seconds from the command to the end of the first training step, the mean step time of both, and the ratio of
+step times with its 95 % interval. Both make the same steps on the same rows (their losses are held side by side), so
+step is paired with step; the interval is a bootstrap over rounds and over stretches of each, so one round alone says
+little. A step that was stopped in its middle, in A or in B, does not count.
 
     python benchmarks/overhead/bench.py [--steps 200] [--rounds 2] [--json FILE]
     python benchmarks/overhead/bench.py --packing [--steps 200] [--rounds 1]
@@ -35,6 +36,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -55,16 +57,18 @@ SKIPPED_STEPS = 10
 ALONE_S = 25.0
 """For the start and the first steps of each, while the other is stopped."""
 TURN_S = 3.0
+"""On a GPU, where they take turns; on CPUs, until they change cores."""
 SAME_LOSS = 1e-3
 """Relative difference up to which a loss is the same: the log rounds it."""
 TOO_LONG_S = 900.0
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "HONE_CPU_LIMIT": "1"}
 HONE = [sys.executable, "-c", "from hone.cli import main; main()"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds of the steps of a turn of A, and of the same steps in B."""
+    """Seconds of the steps of a stretch of A, and of the same steps in B."""
 
     bare: list[float]
     hone: list[float]
@@ -117,6 +121,7 @@ class Job:
 
     bare: tuple[str, ...] = ()
     hone: tuple[str, ...] = ()
+    is_gpu: bool = False
 
 
 def gpu_job(directory: Path, shape: str) -> Job:
@@ -138,7 +143,7 @@ def gpu_job(directory: Path, shape: str) -> Job:
         "compute.gpus_per_node": "1",
     }
     bare = [word for name, value in common.items() for word in (f"--{name}", value)]
-    return Job(bare=(*bare, "--bf16"), hone=tuple(f"{path}={value}" for path, value in hone.items()))
+    return Job(bare=(*bare, "--bf16"), hone=tuple(f"{path}={value}" for path, value in hone.items()), is_gpu=True)
 
 
 def pairs_job(directory: Path, method: str) -> Job:
@@ -158,15 +163,15 @@ def pairs_job(directory: Path, method: str) -> Job:
 class Run:
     """A command that can be stopped and let go on, with everything that it started."""
 
-    def __init__(self, command: list[str], home: Path) -> None:
+    def __init__(self, command: list[str], home: Path, environment: Mapping[str, str] = {}) -> None:
         self._home = home
         self._log = home / "output.log"
         self.started = time.time()
         self.turns: list[tuple[float, float]] = []
         """From when to when it ran, in turn with the other."""
         with self._log.open("wb") as log:
-            environment = {**ENVIRONMENT, "HONE_HOME": str(home)}
-            self._process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
+            whole = {**ENVIRONMENT, "HONE_HOME": str(home), **environment}
+            self._process = psutil.Popen(command, env=whole, stdout=log, stderr=log)
 
     @property
     def is_over(self) -> bool:
@@ -180,6 +185,18 @@ class Run:
             self._process.wait(seconds)
         self.turns.append((began, time.time()))
         self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """From here on without a stop."""
+        self._signal(signal.SIGCONT)
+
+    def move(self, core: int) -> None:
+        """Everything that it started to this core."""
+        for process in [self._process, *self._process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                for thread in process.threads():
+                    with suppress(ProcessLookupError):
+                        os.sched_setaffinity(thread.id, {core})
 
     def finish(self) -> None:
         """Go on to its end."""
@@ -218,14 +235,11 @@ def run_round(job: Job, steps: int, *, hone_first: bool) -> Round:
         }
         runs = {}
         for name in ("hone", "bare") if hone_first else ("bare", "hone"):
-            runs[name] = Run(*commands[name])
+            runs[name] = Run(*commands[name], environment={} if job.is_gpu else ONE_THREAD)
             stack.callback(runs[name].kill)
             runs[name].take_turn(ALONE_S)
         order = list(runs.values())
-        while not any(run.is_over for run in order):
-            for run in order:
-                run.take_turn(TURN_S)
-            order.reverse()
+        take_turns(order) if job.is_gpu else side_by_side(order)
         for run in order:
             run.finish()
         bare, hone = runs["bare"], runs["hone"]
@@ -235,6 +249,29 @@ def run_round(job: Job, steps: int, *, hone_first: bool) -> Round:
         ):  # what is compared would be other work
             sys.exit(f"The losses differ:\n{bare_losses}\n{hone_losses}")
         return Round(bare_ends[0] - bare.started, hone_ends[0] - hone.started, paired(bare, bare_ends, hone, hone_ends))
+
+
+def take_turns(order: list[Run]) -> None:
+    """One trains while the other is stopped, until one has ended."""
+    while not any(run.is_over for run in order):
+        for run in order:
+            run.take_turn(TURN_S)
+        order.reverse()
+
+
+def side_by_side(order: list[Run]) -> None:
+    """Each on a core of its own, until one has ended."""
+    for run in order:
+        run.go_on()
+    began, cores = time.time(), sorted(os.sched_getaffinity(0))[:2]
+    while not any(run.is_over for run in order):
+        for run, core in zip(order, cores, strict=True):
+            run.move(core)
+        cores.reverse()
+        time.sleep(TURN_S)
+        for run in order:
+            run.turns.append((began, time.time()))
+        began = time.time()
 
 
 def paired(bare: Run, bare_ends: list[float], hone: Run, hone_ends: list[float]) -> list[Turn]:
