@@ -67,6 +67,88 @@ def test_twenty_losses_and_the_trained_weights_are_those_of_a_plain_loop(
     assert float((found - wanted).norm() / wanted.norm()) < 1e-3
 
 
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Everything in float64, and what the libraries always do in fp32 too: RMSNorm, TRL's head in tiles, and the losses
+    that are told; here they are the answer."""
+    import trl.trainer.utils
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    from hone_trainer import model, trained, training
+
+    def normed(self: Any, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return found
+
+    monkeypatch.setattr(trained, "weights_dtype", lambda *_, **__: torch.float64)
+    monkeypatch.setattr(training, "train_in", lambda found, _: model.train_in(found, torch.float64))
+    monkeypatch.setattr(LlamaRMSNorm, "forward", normed)
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", WholeHead)
+    losses: list[float] = []
+    checked = training.Watch.checked
+
+    def noted(self: Any, loss: torch.Tensor, **where: Any) -> torch.Tensor:
+        assert loss.dtype == torch.float64
+        losses.append(loss.item())
+        return checked(self, loss, **where)
+
+    monkeypatch.setattr(training.Watch, "checked", noted)
+    return losses
+
+
+class WholeHead:
+    """Log-probabilities from all logits at once, in the place of TRL's function of tiles."""
+
+    @staticmethod
+    def apply(hidden: torch.Tensor, weight: torch.Tensor, _bias: None, labels: torch.Tensor, *_: Any) -> Any:
+        logits = hidden @ weight.T
+        table = logits.log_softmax(-1)
+        told = torch.zeros_like(logits[:, 0])  # entropy, and others that no loss here is made of
+        return table.gather(1, labels[:, None])[:, 0], told, told, told, logits.argmax(-1) == labels
+
+
+def test_losses_and_weights_in_float64_are_the_loops_to_the_last_digits(
+    make_attempt: MakeAttempt,
+    run_here: RunHere,
+    in_float64: list[float],
+    tiny_model: Path,
+    tokenizer: Any,
+    tmp_path: Path,
+    method: str,
+) -> None:
+    steps, rate = 6, 1e-3
+    rows = (reversals if method == "sft" else preferences)(48)
+    request = {
+        "method": {"sft": None, method: {"max_length": 64}},
+        "dataset": {"source": f"file://{write_rows(tmp_path / 'rows.jsonl', rows)}"},
+        "adapter": {"lora": {"rank": RANK, "alpha": ALPHA}},
+        "training": {"max_steps": steps, "learning_rate": rate, "warmup_ratio": WARMUP / steps},
+    }
+    ran = run_here(make_attempt(request))
+    told = list(in_float64)
+    untrained = {"training": {"max_steps": 1, "learning_rate": 1e-30}}
+    start = outputs(run_here(make_attempt(merge(request, untrained))))
+    model = load(tiny_model, method).double()
+    trained = reference.adapt(model, start, scale=ALPHA / RANK)
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float64}
+    losses = reference.train(
+        list(trained.values()),
+        loss_of(method, model, tiny_model, tokenizer, dtype=torch.float64),
+        rows,
+        steps=steps,
+        batch=BATCH,
+        rate=rate,
+        warmup=WARMUP,
+        seed=SEED,
+    )
+    assert told == pytest.approx(losses, rel=1e-8)
+    after = weights_of(outputs(ran))
+    wanted = torch.cat([(trained[name].detach() - before[name]).flatten() for name in before])
+    found = torch.cat([(after[name] - before[name]).flatten() for name in before])
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-8
+
+
 def outputs(attempt: Attempt) -> Path:
     """The directory with what was trained: the adapter, or the model."""
     [directory] = (attempt.directory.scratch / "outputs").iterdir()
@@ -109,9 +191,11 @@ def load(source: Path, method: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
 
 
-def loss_of(method: str, model: Any, base: Path, tokenizer: Any) -> reference.Loss:
+def loss_of(
+    method: str, model: Any, base: Path, tokenizer: Any, *, dtype: torch.dtype = torch.float32
+) -> reference.Loss:
     if method == "sft":
         return reference.sft_loss(model, tokenizer)
     if method == "dpo":
-        return reference.dpo_loss(model, load(base, method), tokenizer, beta=0.1)
+        return reference.dpo_loss(model, load(base, method).to(dtype), tokenizer, beta=0.1)
     return reference.reward_loss(model, tokenizer)
