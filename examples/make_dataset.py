@@ -3,7 +3,7 @@
 Called by `make demo` and by people; needs nothing but Python. It reads source files and never imports them.
 
     train.jsonl, eval.jsonl    {"prompt": "What does shutil.copyfile(src, dst) do?\\n", "completion": "Copy …"}
-    pairs.jsonl                {"prompt": …, "chosen": …, "rejected": …}: a row of train, and another one's answer
+    pairs.jsonl                {"prompt": …, "chosen": …, "rejected": …}: a row of train, and its words mixed
     documentation.jsonl        {"module": …, "text": …}: what make_base.py learns from
     stamp.json                 how they were made, with sha256; a second run that finds it true does nothing
 
@@ -17,6 +17,7 @@ import hashlib
 import inspect
 import json
 import os
+import random
 import shutil
 import sys
 import sysconfig
@@ -27,7 +28,7 @@ from pathlib import Path
 from zlib import crc32
 
 HERE = Path(__file__).resolve().parent
-FORMAT = 2  # raise it when the rows change: finished output of an older format is then made again
+FORMAT = 3  # raise it when the rows change: finished output of an older format is then made again
 EVAL_BUCKETS = (0,)  # of ten: the modules whose crc32 ends in one of these are held out
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 PROMPT_CHARS = (12, 160)
@@ -232,10 +233,12 @@ def unmarked(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def pairs(rows: list[dict[str, str]]) -> Iterator[dict[str, str]]:
-    """Each answer is preferred to that of a row further on, where the two differ."""
-    for row, other in zip(rows, [*rows[7:], *rows[:7]], strict=True):
-        if row["completion"] != other["completion"]:
-            yield {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
+    """Each answer is preferred to its own words in another order."""
+    for row in rows:
+        words = row["completion"].split(" ")
+        mixed = random.Random(crc32(row["completion"].encode())).sample(words, len(words))
+        if mixed != words:
+            yield {"prompt": row["prompt"], "chosen": row["completion"], "rejected": " ".join(mixed)}
 
 
 # Documentation

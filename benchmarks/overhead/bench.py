@@ -17,7 +17,7 @@ little. A step that was stopped in its middle, in A or in B, does not count.
 With --packing A is `hone run` of that request and B the same with packing, one after the other in A-B-B-A; printed are
 tokens a second that are no padding, their ratio, and how full the packed rows are.
 
-With --method both train on pairs: the demo's answers, each preferred to another row's.
+With --method both train on pairs: the demo's answers, each preferred to its own words in another order.
 
 With --gpu both train LoRA on a model of that shape with random weights, in bf16, 4 rows of 1,024 tokens a step.
 

@@ -36,9 +36,9 @@ def test_sft_lowers_the_held_out_loss_and_dpo_from_it_raises_the_margin(
         "model": {"source": f"file://{adapter_of(first)}"},
         "dataset": {"source": f"file://{DATA}/pairs.jsonl", "eval_fraction": 0.05},
         "method": {"sft": None, "dpo": {"max_length": 256}},
-        "training": {**shared, "max_steps": 200, "learning_rate": 1e-3},
+        "training": {**shared, "learning_rate": 5e-4},
     }
-    second = run_here(make_attempt(request, job="dpo", micro_batch_size=16))
+    second = run_here(make_attempt(request, job="dpo", micro_batch_size=8))
     before, after = (event.metrics["eval_rewards/margins"] for event in second.events("eval"))
     assert before == pytest.approx(0, abs=1e-5)
-    assert after > 0.05
+    assert after > 0.5
