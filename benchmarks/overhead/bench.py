@@ -57,7 +57,9 @@ SKIPPED_STEPS = 10
 ALONE_S = 25.0
 """For the start and the first steps of each, while the other is stopped."""
 TURN_S = 3.0
-"""On a GPU, where they take turns; on CPUs, until they change cores."""
+"""On a GPU, where they take turns."""
+STRETCH_S = 10.0
+"""On CPUs, until they change cores."""
 SAME_LOSS = 1e-3
 """Relative difference up to which a loss is the same: the log rounds it."""
 TOO_LONG_S = 900.0
@@ -268,7 +270,7 @@ def side_by_side(order: list[Run]) -> None:
         for run, core in zip(order, cores, strict=True):
             run.move(core)
         cores.reverse()
-        time.sleep(TURN_S)
+        time.sleep(STRETCH_S)
         for run in order:
             run.turns.append((began, time.time()))
         began = time.time()
