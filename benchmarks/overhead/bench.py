@@ -202,7 +202,7 @@ class Run:
 
     def finish(self) -> None:
         """Go on to its end."""
-        self._signal(signal.SIGCONT)
+        self.go_on()
         code = self._process.wait(TOO_LONG_S)
         if code:
             sys.exit(f"{' '.join(self._process.args)} ended with {code}:\n{self._log.read_text()[-4000:]}")

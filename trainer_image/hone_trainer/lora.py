@@ -7,7 +7,7 @@ are not exactly those that the model would have: PEFT loads the first without a 
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,11 @@ def read_saved(adapter: Source) -> SavedAdapter:
             fix="Pickled adapters are not read: save it again as safetensors, where you trust it.",
         )
     return found
+
+
+def rows_needed(adapters: Iterable[Source]) -> int:
+    """Places that a base needs to carry these adapters; 0 where none of them adds tokens."""
+    return max((vocabulary.rows_of(read_saved(adapter)) for adapter in adapters), default=0)
 
 
 def saved_tensors(model: Any, *, name: str = "default") -> Mapping[str, Any]:

@@ -17,11 +17,11 @@ from hone.spec import Lora
 from hone_trainer import quantization
 from hone_trainer.context import RunContext
 from hone_trainer.failure import RunFailed
-from hone_trainer.lora import add_lora, load_adapter, read_saved, target_modules
+from hone_trainer.lora import add_lora, load_adapter, read_saved, rows_needed, target_modules
 from hone_trainer.model import count_parameters, load_model, weights_dtype
 from hone_trainer.optimizers import trains_in_bf16
 from hone_trainer.sharding import splits_weights
-from hone_trainer.vocabulary import rows_of, token_ids
+from hone_trainer.vocabulary import token_ids
 
 
 def trained_model(context: RunContext, tokenizer: Any, *, scores: bool = False) -> tuple[Any, dict[str, int]]:
@@ -46,7 +46,7 @@ def base_model(context: RunContext, tokenizer: Any, *, scores: bool = False) -> 
     if spec.quantization:
         quantization.check_quantizable(source, scores=scores)
         config = quantization.nf4_for(launch, scores=scores)
-    rows = max((rows_of(read_saved(adapter)) for adapter in context.inputs.adapters), default=0)
+    rows = rows_needed(context.inputs.adapters)
     if rows and splits_weights(launch):
         raise RunFailed(
             TrainerExit.USER,

@@ -17,11 +17,10 @@ from hone.spec import Model
 from hone_trainer import quantization
 from hone_trainer.failure import RunFailed
 from hone_trainer.inputs import Source, has_tokenizer
-from hone_trainer.lora import load_adapter, read_saved
+from hone_trainer.lora import load_adapter, read_saved, rows_needed
 from hone_trainer.model import check_model, load_model, load_tokenizer, stop_tokens
 from hone_trainer.outputs import stored_dtype
 from hone_trainer.trial import Candidate, Wanted
-from hone_trainer.vocabulary import rows_of
 
 BASE = "base"
 
@@ -84,7 +83,7 @@ def load(wanted: Wanted) -> Voices:
         precision, notes = choose_precision(adapters, wanted.base, has_gpu=device == "cuda")
         _check_biases(adapters, asks_base=wanted.asks_base)
         tokenizer = _base_tokenizer(wanted.base, wanted.jobs)
-        rows = max((rows_of(read_saved(job.source)) for job in adapters), default=0)
+        rows = rows_needed(job.source for job in adapters)
         model = _with_adapters(_load(wanted.base, tokenizer, device, precision, rows), adapters, wanted.base)
         if wanted.asks_base:
             found[BASE] = Voice(name=BASE, kind=BASE, model=model, tokenizer=tokenizer, plain=wanted.plain_base)

@@ -6,10 +6,9 @@ from hone.job import EventType
 from hone_trainer import outputs
 from hone_trainer.card import Facts
 from hone_trainer.context import RunContext
-from hone_trainer.lora import read_saved
+from hone_trainer.lora import rows_needed
 from hone_trainer.merging import Part
 from hone_trainer.model import check_model, load_tokenizer
-from hone_trainer.vocabulary import rows_of
 
 
 def run(context: RunContext) -> None:
@@ -20,7 +19,7 @@ def run(context: RunContext) -> None:
 
     context.phase("model")
     check_model(context.inputs.model)
-    grown = [adapter for adapter in context.inputs.adapters if rows_of(read_saved(adapter))]  # they have new tokens
+    grown = [adapter for adapter in context.inputs.adapters if rows_needed([adapter])]  # they have new tokens
     tokenizer = load_tokenizer((grown or [context.inputs.tokenizer])[0], spec.model)
     parts = [
         Part(adapter=source, weight=part.weight)

@@ -15,10 +15,9 @@ from hone.spec.methods import RewardModelPart
 from hone_trainer.context import RunContext
 from hone_trainer.encoding import Encoder, TemplateRefused, training_template
 from hone_trainer.failure import RunFailed
-from hone_trainer.lora import load_adapter, read_saved
+from hone_trainer.lora import load_adapter, rows_needed
 from hone_trainer.model import check_model, load_model, load_tokenizer, pad_apart, weights_dtype
 from hone_trainer.rewards.answers import Answer, SignalFailed
-from hone_trainer.vocabulary import rows_of
 
 BATCH = 16
 """Answers in one forward pass."""
@@ -37,7 +36,7 @@ def open_judge(context: RunContext, part: RewardModelPart, *, number: int, field
             fix="Train a reward model (method: reward) and name its job.",
         )
     dtype = weights_dtype(context.run.launch, adapted=True)
-    rows = rows_of(read_saved(source.adapter)) if source.adapter else 0
+    rows = rows_needed([source.adapter] if source.adapter else [])
     model = load_model(source.model, settings, dtype=dtype, tokenizer=tokenizer, scores=True, rows=rows)
     if source.adapter is not None:
         model = load_adapter(model, source.adapter, base=source.model, task="SEQ_CLS")
