@@ -4,12 +4,14 @@ A is `python benchmarks/overhead/bare_trl.py`, B is `hone run` of the same reque
 other is stopped (SIGSTOP), and trains alone until its first steps are done. Then both train at once, each with all that
 it started on a core of its own and with one thread, and change cores every few seconds; so what the machine does hits
 both alike, and what Hone does beside its worker is paid by its worker. On a GPU they take turns instead, A-B, B-A, ….
+On CPUs A gets the settings of the C library's allocator that Hone gives its workers, so that what is left is what Hone
+costs; with --as-started it is started as a person would, without them.
 Printed: seconds from the command to the end of the first training step, the mean step time of both, and the ratio of
 step times with its 95 % interval. Both make the same steps on the same rows (their losses are held side by side), so
 step is paired with step; the interval is a bootstrap over rounds and over stretches of each, so one round alone says
 little. A step that was stopped in its middle, in A or in B, does not count.
 
-    python benchmarks/overhead/bench.py [--steps 200] [--rounds 2] [--json FILE]
+    python benchmarks/overhead/bench.py [--steps 200] [--rounds 2] [--as-started] [--json FILE]
     python benchmarks/overhead/bench.py --packing [--steps 200] [--rounds 1]
     python benchmarks/overhead/bench.py --method dpo [--steps 100] [--rounds 1]     # or reward
     python benchmarks/overhead/bench.py --gpu meta-llama/Llama-3.2-1B [--steps 200] [--rounds 1]
@@ -50,6 +52,8 @@ sys.path.insert(0, str(ROOT))  # before what is imported from there
 
 from benchmarks.memory import bench as shapes  # noqa: E402
 from examples.make_dataset import pairs  # noqa: E402
+
+from hone_trainer.launch import KEEP_MEMORY  # noqa: E402
 
 DATA, BASE = ROOT / "examples/data/stdlib/train.jsonl", ROOT / "examples/base/stdlib-4m"
 SKIPPED_STEPS = 10
@@ -105,7 +109,7 @@ def measure(job: "Job", arguments: argparse.Namespace) -> None:
     """Run the rounds and print what they took."""
     rounds = []
     for number in range(arguments.rounds):
-        rounds.append(run_round(job, arguments.steps, hone_first=number % 2 == 1))
+        rounds.append(run_round(job, arguments.steps, hone_first=number % 2 == 1, as_started=arguments.as_started))
         last = rounds[-1]
         print(
             f"round {number + 1}   first step after {last.first_step_bare:5.2f} s (bare TRL script) and "
@@ -226,8 +230,13 @@ class Run:
                     process.send_signal(number)
 
 
-def run_round(job: Job, steps: int, *, hone_first: bool) -> Round:
+def run_round(job: Job, steps: int, *, hone_first: bool, as_started: bool) -> Round:
     """One run of each, stopped in turn."""
+    environment: Mapping[str, str] = {} if job.is_gpu else ONE_THREAD
+    environments = {
+        "hone": environment,
+        "bare": environment if as_started or job.is_gpu else {**environment, **KEEP_MEMORY},
+    }
     script = ROOT / "benchmarks/overhead/bare_trl.py"
     with tempfile.TemporaryDirectory() as bare_home, tempfile.TemporaryDirectory() as hone_home, ExitStack() as stack:
         words = ["--output", bare_home, "--steps", str(steps), "--logging-steps", "1", *job.bare]
@@ -237,7 +246,7 @@ def run_round(job: Job, steps: int, *, hone_first: bool) -> Round:
         }
         runs = {}
         for name in ("hone", "bare") if hone_first else ("bare", "hone"):
-            runs[name] = Run(*commands[name], environment={} if job.is_gpu else ONE_THREAD)
+            runs[name] = Run(*commands[name], environment=environments[name])
             stack.callback(runs[name].kill)
             runs[name].take_turn(ALONE_S)
         order = list(runs.values())
@@ -378,6 +387,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=200, help="training steps of each run")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of each kind")
     parser.add_argument("--method", choices=("sft", "dpo", "reward"), default="sft", help="what is trained")
+    parser.add_argument(
+        "--as-started", action="store_true", help="leave the bare script the C library's own allocator settings"
+    )
     parser.add_argument("--packing", action="store_true", help="packed against padded rows instead")
     parser.add_argument("--gpu", metavar="SHAPE", help="on a GPU, with a model of this shape (of shapes.yaml)")
     parser.add_argument("--json", type=Path, help="write the result here too")

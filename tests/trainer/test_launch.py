@@ -73,6 +73,25 @@ def test_leftovers_of_another_launcher_are_taken_away(tmp_path: Path, leftover: 
     assert leftover not in environment(ONE, tmp_path, {leftover: "7"}, threads=1)
 
 
+def test_a_cpu_keeps_the_memory_that_the_next_step_needs_unless_somebody_chose_otherwise(tmp_path: Path) -> None:
+    script = (
+        "import resource, torch\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def step(): return torch.empty(16 << 20, dtype=torch.uint8).fill_(1)\n"
+        "step(); before = faults(); [step() for _ in range(20)]; print(faults() - before)"
+    )
+
+    def faults(environment: dict[str, str]) -> int:
+        done = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
+        return int(done.stdout)
+
+    inherited = dict(os.environ) | {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}
+    assert faults(environment(ONE, tmp_path, inherited, threads=1)) > 10_000
+    del inherited["GLIBC_TUNABLES"]
+    assert faults(environment(ONE, tmp_path, inherited, threads=1)) < 1_000
+    assert "GLIBC_TUNABLES" not in environment(replace(ONE, device="cuda"), tmp_path, {}, threads=1)
+
+
 def test_workers_are_not_handed_secrets(tmp_path: Path) -> None:
     secrets = {"HF_TOKEN": "canary-1", "AWS_SECRET_ACCESS_KEY": "canary-2", "HTTPS_PROXY": "http://u:canary-3@proxy"}
     assert "canary" not in str(environment(ONE, tmp_path, secrets, threads=1))

@@ -24,6 +24,13 @@ _OFFLINE = {
     "DO_NOT_TRACK": "1",
     "DISABLE_TELEMETRY": "1",
 }
+KEEP_MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=0x2000000"
+    ":glibc.malloc.trim_threshold=0x10000000000"
+}
+"""For CPUs: what a step gives back the next one takes again, so the C library keeps it, but for tensors above 32 MiB,
+which come in huge pages. By default it returns the end of its heap to the kernel and asks for it anew, up to 90,000 page
+faults a second; how often is a lottery that a process keeps for life. benchmarks/overhead has figures."""
 _LAUNCHER_VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -74,6 +81,7 @@ def environment(launch: Launch, scratch: Path, inherited: Mapping[str, str], *, 
     }
     if launch.device == "cpu":
         extra |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+        kept = {**KEEP_MEMORY, **kept}
     return {**kept, **_OFFLINE, **extra}
 
 
