@@ -8,6 +8,7 @@ NEEDED = (
     "hone/spec/job.schema.json",
     "hone/gpus.yaml",
     "hone/modelinfo/shapes.yaml",
+    "hone/report/page.html.jinja",
     "hone/store/migrations/env.py",
     "hone/v1/training_service_pb2_grpc.py",
     "hone_trainer/__main__.py",

@@ -106,7 +106,7 @@ class EventType(StrEnum):
     EVAL = "eval"
     """An evaluation; metrics.eval_loss, …"""
     SAMPLE = "sample"
-    """One answer; fields.when is before or after, fields.prompt, fields.answer, fields.expected."""
+    """One answer; fields.when is before, during or after, fields.prompt, fields.answer, fields.expected."""
     DATA = "data"
     """The data report: rows, dropped and truncated rows and tokens, packing fill."""
     OUTPUT = "output"

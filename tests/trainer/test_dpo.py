@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hone.spec.combinations import DPO_LOSSES
+from hone.spec.enumerations import DPO_LOSSES
 
 from .conftest import Attempt, MakeAttempt, RunHere, make_model, merge, preferences, write_rows
 

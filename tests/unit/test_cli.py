@@ -12,9 +12,9 @@ import pytest
 import typer
 from rich.console import Console
 
-from hone import errors
+from hone import errors, quantities
 from hone.cli import app as application
-from hone.cli import prune, quantities
+from hone.cli import prune
 from hone.cli.failure import EXIT_CODES, ExitCode, exit_code, tell
 from hone.cli.follow import LINE_S, LineDisplay
 from hone.cli.story import Story, told
@@ -34,7 +34,7 @@ OPTIONS = {
     "spec": {"--json"},
     "list": {"--filter", "--limit", "--json", "--server", "--namespace"},
     "get": {"--json", "--server", "--namespace"},
-    "watch": {"--json", "--server", "--namespace"},
+    "watch": {"--samples", "--json", "--server", "--namespace"},
     "logs": {"--follow", "--tail", "--rank", "--attempt", "--server", "--namespace"},
     "pause": {"--json", "--server", "--namespace"},
     "resume": {"--json", "--server", "--namespace"},
@@ -42,6 +42,7 @@ OPTIONS = {
     "cancel": {"--json", "--server", "--namespace"},
     "delete": {"--artifacts", "--yes", "--json", "--server", "--namespace"},
     "download": {"--kind", "--json", "--server", "--namespace"},
+    "report": {"--output", "--json", "--server", "--namespace"},
     "push": {
         "--repo", "--what", "--branch", "--public", "--dry-run", "--json", "--server", "--namespace",
     },

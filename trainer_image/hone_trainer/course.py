@@ -1,11 +1,12 @@
 """The course of a run once its data and its trainer are there, the same for every method: evaluate, train, keep the
 best weights, evaluate, save, record. Called by the methods."""
 
-import json
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hone.job import EventType
 from hone_trainer import outputs, sharding
@@ -38,6 +39,9 @@ def follow(
             look()
     clock.mark("before_training")
 
+    if every := context.run.spec.reporting.samples.steps:
+        look = partial(_answer, context, trainer, tokenizer, data, when="during")
+        trainer.callback_handler.add_callback(Sampling(look, every=every))
     context.phase("training")
     with context.stop.deferred(), without_input_casts(trainer.model, active=_autocasts(context)):
         train(trainer, checkpoint)
@@ -63,7 +67,7 @@ def follow(
     merge = outputs.save(context, trainer.model, tokenizer, Facts(data=data, steps=steps, metrics=metrics))
     if context.is_main:
         clock.mark("saving")
-        record = outputs.record(
+        outputs.record(
             context,
             data=data,
             clock=clock,
@@ -75,8 +79,19 @@ def follow(
                 "best": watch.best.step if watch.best else None,
             },
         )
-        (context.scratch / "worker.json").write_text(json.dumps(record), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
+
+
+class Sampling(TrainerCallback):  # type: ignore[misc]
+    """Answers the sample prompts while it trains; before and after is the course's own."""
+
+    def __init__(self, look: Callable[[], None], *, every: int) -> None:
+        self._look, self._every = look, every
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_rest: Any) -> None:
+        """Every rank comes here at the same steps, as it must where weights are split."""
+        if state.global_step % self._every == 0 and state.global_step < state.max_steps:
+            self._look()
 
 
 def _final_evaluation(trainer: Any, *, moved: bool) -> dict[str, float]:
@@ -110,10 +125,11 @@ def _answer(context: RunContext, trainer: Any, tokenizer: Any, data: Prepared, *
         [questions] = broadcast_object_list([questions])  # the first rank has read them
     if not questions or not (together or context.is_main):
         return
-    limit = context.run.spec.reporting.samples.max_new_tokens
-    for question, text in answer(trainer.accelerator.unwrap_model(trainer.model), tokenizer, questions, limit):
-        context.event(
-            EventType.SAMPLE,
-            step=trainer.state.global_step,
-            fields={"when": when, "prompt": question.prompt, "answer": text, "expected": question.expected},
-        )
+    limit, model = context.run.spec.reporting.samples.max_new_tokens, trainer.accelerator.unwrap_model(trainer.model)
+    with trainer.accelerator.autocast():
+        for question, text in answer(model, tokenizer, questions, limit):
+            context.event(
+                EventType.SAMPLE,
+                step=trainer.state.global_step,
+                fields={"when": when, "prompt": question.prompt, "answer": text, "expected": question.expected},
+            )

@@ -339,6 +339,7 @@ def merged_warning(counts: Counts) -> list[str]:
 
 def _report(context: RunContext, prepared: Prepared, text: str, warnings: Sequence[str]) -> None:
     metrics = prepared.train_counts.metrics()
+    metrics |= {f"lengths/{upto}": float(rows) for upto, rows in prepared.train_counts.lengths.items()}
     if prepared.eval_counts:
         metrics |= {f"eval_{name}": value for name, value in prepared.eval_counts.metrics().items()}
     fields = {"fingerprint": prepared.fingerprint, "prompts": "chat" if prepared.is_chat else "text"}

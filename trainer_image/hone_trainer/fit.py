@@ -62,6 +62,14 @@ def check_model(run: Run, asked: Asked, model: Path) -> Plan:
     return check_plan(run, asked, load_shape(f"file://{model}"))
 
 
+def planned(run: Run, model: Path) -> Plan | None:
+    """The plan of the request, for the report; None where it cannot be made here."""
+    try:
+        return make_plan(run.spec, load_shape(f"file://{model}"), _hardware(run.spec)).plan
+    except UserError:
+        return None
+
+
 def check_plan(run: Run, asked: Asked, shape: ModelShape) -> Plan:
     """Plan the request again, and hold the plan against the launch and the Job. Raises RunFailed (USER)."""
     try:

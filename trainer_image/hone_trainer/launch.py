@@ -29,8 +29,8 @@ KEEP_MEMORY = {
     ":glibc.malloc.trim_threshold=0x10000000000"
 }
 """For CPUs: what a step gives back the next one takes again, so the C library keeps it, but for tensors above 32 MiB,
-which come in huge pages. By default it returns the end of its heap to the kernel and asks for it anew, up to 90,000 page
-faults a second; how often is a lottery that a process keeps for life. benchmarks/overhead has figures."""
+which come in huge pages. By default it returns the end of its heap to the kernel and asks for it anew, up to 90,000
+page faults a second; how often is a lottery that a process keeps for life. docs/trainer.md has figures."""
 _LAUNCHER_VARIABLES = (
     "RANK",
     "LOCAL_RANK",

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hone import __version__
+from hone import __version__, quantities
 from hone.errors import IntegrityError
 from hone.job import EventType
 from hone.modelinfo import ADAPTER_IDENTITY
@@ -37,6 +37,7 @@ to bf16 costs about 1e-5."""
 _PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "safetensors", "tokenizers",
 )  # fmt: skip
+_MEMORY = {"host": "of the machine's", "gpu": "allocated on the GPU", "gpu_reserved": "reserved there"}
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -188,13 +189,16 @@ def record(
     parameters: Mapping[str, int],
     metrics: Mapping[str, Any],
     steps: Mapping[str, int | None],
-) -> dict[str, Any]:
-    """What result.json says of the run; the supervisor adds outputs, identity and total time."""
-    launch = context.run.launch
-    is_gpu = launch.device == "cuda"
-    return {
+) -> None:
+    """Leave what result.json says of the run as worker.json in scratch, and tell the peaks of its memory.
+
+    The supervisor adds outputs, identity and total time.
+    """
+    launch, versions = context.run.launch, {"hone": __version__, **{name: version(name) for name in _PACKAGES}}
+    peaks = _peaks(is_gpu=launch.device == "cuda")
+    found = {
         "method": context.run.spec.method.name,
-        "versions": {"hone": __version__, **{name: version(name) for name in _PACKAGES}},
+        "versions": versions,
         "seed": context.run.spec.training.seed,
         "launch": asdict(launch),
         "base": base_identity(context.inputs.model),
@@ -203,11 +207,20 @@ def record(
         "steps": dict(steps),
         "metrics": dict(metrics),
         "durations_s": clock.seconds,
-        "peak_memory_bytes": {
-            "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "gpu": torch.cuda.max_memory_allocated() if is_gpu else None,
-            "gpu_reserved": torch.cuda.max_memory_reserved() if is_gpu else None,
-        },
+        "peak_memory_bytes": peaks,
+    }
+    (context.scratch / "worker.json").write_text(json.dumps(found), encoding="utf-8")
+    told = {f"peak_{name}_bytes": float(size) for name, size in peaks.items() if size is not None}
+    words = ", ".join(f"{quantities.size(size)} {_MEMORY[name]}" for name, size in peaks.items() if size is not None)
+    context.event(EventType.NOTE, f"Peak memory: {words}.", metrics=told, fields={"versions": json.dumps(versions)})
+
+
+def _peaks(*, is_gpu: bool) -> dict[str, int | None]:
+    """Of this process, by the names of result.json."""
+    return {
+        "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "gpu": torch.cuda.max_memory_allocated() if is_gpu else None,
+        "gpu_reserved": torch.cuda.max_memory_reserved() if is_gpu else None,
     }
 
 

@@ -12,8 +12,8 @@ S3 has no conditional delete, and conditional multipart uploads not everywhere. 
    epoch belongs to one writer: of two attempts, of two pods of one attempt, and of two Jobs of one name.
 2. Outputs and events go to keys that belong to the epoch alone (WriterLayout). Nothing there is ever replaced or
    deleted by another writer, and nothing needs to be: a late writer fills its own place, which nobody reads.
-3. `result.json` and `spec.yaml` are the job's. They are written only over what an older epoch wrote, by a conditional
-   write on the version that was read, so a late writer cannot undo a newer one's.
+3. `result.json`, `spec.yaml` and `report.html` are the job's. They are written only over what an older
+   epoch wrote, by a conditional write on the version that was read, so a late writer cannot undo a newer one's.
 
 The pointer is looked at all the same, before the work and before each kind of output: that saves useless work and ends
 a writer that was overtaken, with FENCED. What a writer stored that died stays until the job is deleted.
@@ -208,9 +208,30 @@ class Publisher:
         download_directory(self._store, self._job.output(point.place), directory, digest=point.sha256)
 
     def keep_events(self, path: Path) -> None:
-        """Store the attempt's events beside its outputs, however it ended; nothing, where it never owned the job."""
-        if self._claim:
-            self._store.put_bytes(self._layout.metrics, path.read_bytes())
+        """Store the attempt's events beside its outputs, however it ended."""
+        self._store.put_bytes(self._layout.metrics, path.read_bytes())
+
+    def earlier_events(self) -> list[list[bytes]]:
+        """Lines of the events of each attempt before this one, as its first writer kept them; none where it did not."""
+        found = []
+        for number in range(1, self._run.attempt):
+            try:
+                found.append(self._store.get_bytes(self._job.attempt(number).metrics).splitlines())
+            except NotFound:
+                found.append([])
+        return found
+
+    def keep_report(self, page: str) -> str:
+        """Store the page about the run, unless a newer writer has; the answer is where it lies."""
+        assert self._claim is not None
+        mark = f"<!-- attempt {self._claim.attempt}, epoch {self._claim.epoch} -->\n"
+        self._write_over_older(self._job.report, (page + mark).encode(), epoch_of=_epoch_of_report)
+        return self._store.url(self._job.report)
+
+    @property
+    def owns_job(self) -> bool:
+        """Whether it has claimed the job."""
+        return self._claim is not None
 
     def close(self) -> None:
         """Give connections back."""
@@ -310,6 +331,11 @@ def _epoch_of_result(data: bytes) -> int:
         return int(json.loads(data)["epoch"])
     except (ValueError, KeyError, TypeError):
         return 0  # of an earlier version, or nobody's
+
+
+def _epoch_of_report(data: bytes) -> int:
+    found = re.search(rb"<!-- attempt \d+, epoch (\d+) -->\n$", data)
+    return int(found[1]) if found else 0
 
 
 def _epoch_of_spec(data: bytes) -> int:

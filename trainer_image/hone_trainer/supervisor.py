@@ -24,10 +24,11 @@ from hone.job import EventType, Failure, Plan
 from hone.run import Run, RunDirectory, TrainerExit
 from hone_trainer import process
 from hone_trainer.failure import RunFailed, classify, failure_of, failure_to_json, log_tail, write_atomically
-from hone_trainer.fit import Asked, check_model, check_request, write_plan
+from hone_trainer.fit import Asked, check_model, check_request, planned, write_plan
 from hone_trainer.gang import Alone, Gang, PeerEnded, follow_up
 from hone_trainer.inputs import fetch
 from hone_trainer.node import Node
+from hone_trainer.page import keep_page
 from hone_trainer.publish import Publisher
 from hone_trainer.push import push_output, tell_pushed, warn_without_token
 from hone_trainer.report import EventLog, Printer, Relay, say, sender
@@ -85,6 +86,9 @@ class _Attempt:
         self._events = EventLog(directory.events if self._node.is_main else Path(os.devnull))
         self._gang: Alone | Gang = Alone()
         self._publisher: Publisher | None = None
+        self._run: Run | None = None
+        self._plan: Plan | None = None
+        """For the page about the run."""
         self._printer: Printer | None = None
         self._relay: Relay | None = None
 
@@ -93,7 +97,7 @@ class _Attempt:
         failure: Failure | None
         try:
             text = self._read()
-            run = Run.from_yaml(text)
+            self._run = run = Run.from_yaml(text)
             self._open(run, text)
             failure = self._train_and_publish(run)
         except PeerEnded as error:
@@ -186,6 +190,7 @@ class _Attempt:
             plan = check_model(run, self._setting.asked, Path(inputs.model.path))
         if plan:
             write_plan(plan, self._directory.scratch / "plan.json")
+        self._plan = plan or planned(run, Path(inputs.model.path))
         self._gang.ready()
         return False
 
@@ -214,14 +219,24 @@ class _Attempt:
             say("Done.")
         self._gang.close()
         if self._publisher:
-            if self._node.is_main:
+            if self._node.is_main and self._publisher.owns_job:
                 with suppress(HoneError):  # the run's own outcome is what counts
                     self._publisher.keep_events(self._directory.events)
+                self._keep_page(failure)
             self._publisher.close()
         if self._printer:
             self._printer.close()
         if self._relay:
             self._relay.close()
+
+    def _keep_page(self, failure: Failure | None) -> None:
+        assert self._run is not None and self._publisher is not None
+        try:
+            place = keep_page(self._run, self._publisher, self._directory.events, plan=self._plan, failure=failure)
+        except Exception as error:  # whatever is wrong with a page, the run's own outcome is what counts
+            say(f"There is no page about this run: {error!r}")
+        else:
+            self._events.write(EventType.NOTE, f"The run on one page: {place}", fields={"report": place})
 
 
 def _places(result: dict[str, object]) -> list[str]:

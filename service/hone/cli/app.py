@@ -10,6 +10,7 @@ import typer
 
 from hone.cli import backup, data, doctor, jobs, plan, prune, render, serve, spec, trial
 from hone.cli import push as pushes
+from hone.cli import report as reports
 from hone.cli import run as runs
 from hone.cli.failure import EPILOG, ExitCode, tell
 
@@ -40,6 +41,7 @@ _COMMANDS: tuple[tuple[str, str, Any], ...] = (
     ("cancel", _JOBS, jobs.cancel),
     ("delete", _JOBS, jobs.delete),
     ("download", _JOBS, jobs.download),
+    ("report", _JOBS, reports.report),
     ("push", _JOBS, pushes.push),
     ("try", _JOBS, trial.try_),
     ("serve", _HERE, serve.serve),

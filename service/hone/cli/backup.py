@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hone.cli import quantities as q
+from hone import quantities as q
 from hone.cli.console import answers
 from hone.cli.environment import read_settings
 from hone.cli.failure import ExitCode

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hone.cli import quantities as q
+from hone import quantities as q
 from hone.cli.answer import print_json
 from hone.cli.console import answers, remarks
 from hone.cli.environment import read_settings

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from hone.cli import quantities as q
+from hone import quantities as q
 from hone.cli.answer import print_json
 from hone.cli.console import answers, remarks
 from hone.cli.environment import read_settings

@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 from rich.console import Console
 from rich.table import Table
 
-from hone.cli import quantities as q
+from hone import quantities as q
 from hone.cli.failure import ExitCode
 from hone.cli.story import Story
 from hone.job import Failure, FailureClass, Job, Output, State

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
-from hone.cli import quantities as q
+from hone import quantities as q
 from hone.cli.story import Story, told
 from hone.job import Event, EventType, State
 
@@ -104,16 +104,16 @@ def follow(
         display.close()
 
 
-def display_on(console: Console) -> Display:
-    """A moving bar on a terminal, plain lines elsewhere."""
-    return BarDisplay(console) if console.is_terminal else LineDisplay(console)
+def display_on(console: Console, *, samples: bool = False) -> Display:
+    """A moving bar on a terminal, plain lines elsewhere; with `samples`, answers as they come."""
+    return (BarDisplay if console.is_terminal else LineDisplay)(console, samples=samples)
 
 
 class LineDisplay:
     """One line for each event; progress every few seconds."""
 
-    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, samples: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._samples = console, samples
         self._clock = clock
         self._last_line = clock()
         self._last_progress = float("-inf")
@@ -122,7 +122,7 @@ class LineDisplay:
 
     def show(self, event: Event, story: Story) -> None:
         """Its line; steps only when the last such line is old enough."""
-        if line := told(event):
+        if line := told(event, samples=self._samples):
             self._print(_line(event, *line))
             self._since = self._clock()
         elif event.type == EventType.PROGRESS and self._clock() - self._last_progress >= LINE_S:
@@ -161,7 +161,8 @@ class LineDisplay:
 class BarDisplay:
     """One line for each event, and below them a bar that moves."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, samples: bool = False) -> None:
+        self._samples = samples
         self._progress = Progress(
             TextColumn(" "),
             SpinnerColumn("line"),
@@ -177,7 +178,7 @@ class BarDisplay:
 
     def show(self, event: Event, story: Story) -> None:
         """Its line above the bar; steps move the bar."""
-        if line := told(event):
+        if line := told(event, samples=self._samples):
             self._progress.console.print(_line(event, *line))
         if event.type in (EventType.STATE, EventType.PHASE):
             self._since = time.monotonic()

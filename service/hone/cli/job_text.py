@@ -6,7 +6,7 @@ from datetime import datetime
 from rich.console import Console
 from rich.table import Table
 
-from hone.cli import quantities as q
+from hone import quantities as q
 from hone.cli.ending import outputs_table, place, print_failure
 from hone.cli.plan import adapter_texts, batch_text, launch_text, source_text
 from hone.job import Attempt, Checkpoint, Job, Plan, State

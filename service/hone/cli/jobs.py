@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hone.cli import quantities as q
+from hone import quantities as q
 from hone.cli.answer import as_data, print_json
 from hone.cli.connection import Connection, connect
 from hone.cli.console import answers, remarks

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hone.cli import quantities as q
+from hone import quantities as q
 from hone.cli.answer import as_data, print_json
 from hone.cli.connection import connect
 from hone.cli.console import answers

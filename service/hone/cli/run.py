@@ -3,8 +3,9 @@
 import select
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 
 from hone.cli.answer import as_data, print_json, print_json_line
@@ -52,15 +53,22 @@ def run(
     return max(_exit_code(job, was_asked_to_cancel) for job in jobs)
 
 
-def watch(job: JobName, as_json: AsJson = False, server: Server = "", namespace: Namespace = "") -> int:
+def watch(
+    job: JobName,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Show sample answers as they come (reporting.samples).")
+    ] = False,
+    as_json: AsJson = False,
+    server: Server = "",
+    namespace: Namespace = "",
+) -> int:
     """Follow a job to its end, over pauses. Ctrl-C leaves it running.
 
     Ends with 0 when the job succeeded and 1 when it did not. With --json, one event a line.
     """
     with connect(server, namespace) as connection:
         found = connection.get(job)
-        follow = _print_events if as_json else _watch
-        return follow(connection, found)
+        return _print_events(connection, found) if as_json else _watch(connection, found, samples=samples)
 
 
 def _run_chain(
@@ -166,14 +174,15 @@ def _exit_code(job: "Job", was_asked_to_cancel: bool) -> ExitCode:
     return exit_code(job)
 
 
-def _watch(connection: Connection, job: "Job") -> ExitCode:
+def _watch(connection: Connection, job: "Job", *, samples: bool) -> ExitCode:
     from hone.cli.ending import exit_code, print_end
     from hone.cli.follow import Interrupts, display_on, follow
     from hone.job import State
 
     console = answers()
     with Interrupts() as interrupts:
-        story = follow(connection.watch(job.id), interrupts, display_on(console), on_interrupt=lambda: True)
+        display = display_on(console, samples=samples)
+        story = follow(connection.watch(job.id), interrupts, display, on_interrupt=lambda: True)
     job = connection.get(job.id)
     if not job.state.is_terminal:
         stands = "It is paused; hone resume has it go on" if job.state == State.PAUSED else "Still running"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hone.cli import quantities as q
+from hone import quantities as q
 from hone.job import Event, EventType
 
 PHASES: Mapping[str, str] = {
@@ -101,8 +101,11 @@ class Story:
         sample.expected = fields.get("expected", sample.expected)
 
 
-def told(event: Event) -> tuple[str, str] | None:
-    """What a line says of an event: a word and a sentence; None for what is shown otherwise (steps, samples)."""
+def told(event: Event, *, samples: bool = False) -> tuple[str, str] | None:
+    """What a line says of an event: a word and a sentence; None for what is shown otherwise (steps), and for samples
+    where they are not asked for."""
+    if event.type == EventType.SAMPLE and samples:
+        return "sample", _answered(event)
     if event.type in (EventType.PROGRESS, EventType.SAMPLE) or event.fields.get("phase") in _SEEN_BY_STEPS:
         return None
     if event.type == EventType.STATE:
@@ -149,6 +152,12 @@ def _evaluation(event: Event) -> str:
         parts = [f"{name.partition('/')[2]} {value:.3g}" for name, value in event.metrics.items() if "reward/" in name]
         return f"eval reward {event.metrics['eval_reward']:.3g} ({', '.join(parts)}){where}"
     return f"eval loss {q.loss(event.metrics['eval_loss'])}{right}{where}"
+
+
+def _answered(event: Event) -> str:
+    when, prompt, answer = (event.fields.get(name, "") for name in ("when", "prompt", "answer"))
+    at = when if when in ("before", "after") else f"step {q.count(event.step or 0)}"
+    return f"{at} · {' '.join(prompt.split())} → {' '.join(answer.split())}"
 
 
 def _output(fields: Mapping[str, str]) -> str:

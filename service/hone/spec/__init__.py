@@ -231,12 +231,14 @@ class Scheduling(Part):
 
 
 class Samples(Part):
-    """Answers of the model to rows of the evaluation set, before and after training."""
+    """Answers of the model to rows of the evaluation set, before and after training, and in between where asked."""
 
     prompts: Int = setting(0, origin="none", unit="rows", ge=0, le=64)
     """How many rows are answered, counted from the first."""
     max_new_tokens: Int = setting(64, origin="Hone", unit="tokens", ge=1, le=4096)
     """Longest answer; the likeliest token is taken at each step."""
+    steps: Int | None = setting(None, origin="before and after training only", unit="optimizer steps", ge=1)
+    """Also answer them every so many steps; `hone watch --samples` shows them as they come."""
 
 
 class Reporting(Part):

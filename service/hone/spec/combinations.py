@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from hone.errors import NotServed, Violation
 from hone.spec import JobSpec
+from hone.spec.enumerations import OPTIMIZERS, STRATEGIES, word_violations
 from hone.spec.methods import METHODS
 from hone.spec.outputs import hub_violations
 from hone.spec.rewards import reward_violations
@@ -16,36 +17,6 @@ from hone.spec.secret import secret_message, secrets
 from hone.spec.sources import sources
 from hone.spec.splits import split_violations
 from hone.spec.vocabulary import vocabulary_violations
-
-SCHEDULERS = (
-    "cosine",
-    "linear",
-    "constant",
-    "constant_with_warmup",
-    "polynomial",
-    "inverse_sqrt",
-)
-OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit", "adamw_bf16_sr")
-STRATEGIES = ("auto", "ddp", "zero2", "zero3", "fsdp")
-DPO_LOSSES = (
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-    "sigmoid_norm",
-)
-GRPO_LOSSES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo")
-TRACKERS = ("tensorboard", "mlflow", "wandb")
 
 AXES: Mapping[str, tuple[str, ...]] = {
     "method": METHODS,
@@ -156,12 +127,13 @@ def violations(spec: JobSpec) -> list[Violation]:
     ]
     return [
         *broken,
-        *_word_rules(spec),
+        *word_violations(spec),
         *_training_rules(spec),
         *_merge_rules(spec),
         *_preference_rules(spec),
         *reward_violations(spec),
         *vocabulary_violations(spec),
+        *_reporting_rules(spec),
         *_data_rules(spec),
         *_compute_rules(spec),
         *_scheduling_rules(spec),
@@ -196,42 +168,6 @@ def _unserved_fields(spec: JobSpec) -> Iterator[tuple[bool, str]]:
 def _value(rule: Rule, chosen: Mapping[str, str]) -> str:
     axis = next(iter(rule.when))
     return chosen[axis]
-
-
-def _word_rules(spec: JobSpec) -> Iterator[Violation]:
-    training = spec.training
-    words = [
-        ("training.scheduler", training.scheduler, SCHEDULERS),
-        ("training.optimizer", training.optimizer, OPTIMIZERS),
-        *(("reporting.trackers", tracker, TRACKERS) for tracker in spec.reporting.trackers),
-        *(("method.dpo.loss", loss, DPO_LOSSES) for loss in (spec.method.dpo.loss if spec.method.dpo else ())),
-    ]
-    if spec.method.grpo:
-        words.append(("method.grpo.loss", spec.method.grpo.loss, GRPO_LOSSES))
-    for path, word, known in words:
-        if word not in known:
-            yield Violation(path=path, value=word, message=f"{word!r} is not one of {', '.join(known)}.")
-    if spec.adapter:
-        yield from _target_rules(spec.adapter.lora.target_modules)
-
-
-def _target_rules(targets: tuple[str, ...]) -> Iterator[Violation]:
-    path = "adapter.lora.target_modules"
-    if not targets:
-        yield Violation(path=path, message="is empty: name modules, or all-linear, or remove it.")
-    if "lm_head" in targets:
-        yield Violation(path=path, value="lm_head", message="lm_head is trained in full, not adapted: put it under "
-                        "adapter.lora.modules_to_save.")  # fmt: skip
-    if len(targets) > 1 and (
-        special := [t for t in targets if t in ("all-linear", "attention") or t.startswith("re:")]
-    ):
-        yield Violation(path=path, value=special[0], message=f"{special[0]} stands alone: remove the other names.")
-    for target in targets:
-        if target.startswith("re:"):
-            try:
-                re.compile(target.removeprefix("re:"))
-            except re.error as error:
-                yield Violation(path=path, value=target, message=f"{target!r} is not a regular expression: {error}.")
 
 
 def _training_rules(spec: JobSpec) -> Iterator[Violation]:
@@ -322,6 +258,13 @@ def _eval_set_rules(spec: JobSpec) -> Iterator[Violation]:
         if value:
             yield Violation(path=path, value=value, message="needs an evaluation set: add dataset.eval_source, "
                             "dataset.eval_split or dataset.eval_fraction.")  # fmt: skip
+
+
+def _reporting_rules(spec: JobSpec) -> Iterator[Violation]:
+    samples = spec.reporting.samples
+    if samples.steps and not samples.prompts:
+        yield Violation(path="reporting.samples.steps", value=samples.steps,
+                        message="answers nothing: say how many rows (reporting.samples.prompts).")  # fmt: skip
 
 
 def _data_rules(spec: JobSpec) -> Iterator[Violation]:

@@ -91,6 +91,11 @@ class JobLayout:
         return join_key(self.root, "result.json")
 
     @property
+    def report(self) -> str:
+        """The page for people about the run."""
+        return join_key(self.root, "report.html")
+
+    @property
     def current(self) -> str:
         """The pointer that says which attempt owns the job; written by `create` and `replace` only."""
         return join_key(self.root, "current.json")

@@ -452,12 +452,14 @@ class Reporting(_message.Message):
     def __init__(self, logging_steps: _Optional[int] = ..., samples: _Optional[_Union[Samples, _Mapping]] = ..., trackers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Samples(_message.Message):
-    __slots__ = ("prompts", "max_new_tokens")
+    __slots__ = ("prompts", "max_new_tokens", "steps")
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     prompts: int
     max_new_tokens: int
-    def __init__(self, prompts: _Optional[int] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
+    steps: int
+    def __init__(self, prompts: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class OutputOptions(_message.Message):
     __slots__ = ("merged", "hub")

@@ -1,7 +1,5 @@
 """Merging adapters into their base. Read from top to bottom; run(context) is what a worker calls."""
 
-import json
-
 from hone.job import EventType
 from hone_trainer import outputs
 from hone_trainer.card import Facts
@@ -46,5 +44,4 @@ def run(context: RunContext) -> None:
         "adapters": [{"source": part.adapter.asked, "weight": part.weight} for part in parts],
         "combination": merge.combination,
     }
-    record = outputs.record(context, clock=clock, parameters={}, metrics=metrics, steps={})
-    (context.scratch / "worker.json").write_text(json.dumps(record), encoding="utf-8")
+    outputs.record(context, clock=clock, parameters={}, metrics=metrics, steps={})
