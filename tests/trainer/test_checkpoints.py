@@ -154,6 +154,9 @@ def test_a_run_that_is_asked_to_stop_goes_on_where_it_was(
     assert start(whole).wait(180) == 0
     assert first.losses() + second.losses() == whole.losses()
     assert stored_weights(second) == stored_weights(whole)
+    page = (second.store / "report.html").read_text()
+    assert "2 attempts" in page and ">SUCCEEDED<" in page
+    assert page.count("trainable params") == 2, "what both attempts told"
 
 
 def test_a_signal_in_an_evaluation_ends_in_a_checkpoint_too(

@@ -258,3 +258,18 @@ def test_the_record_holds_no_secret(make_attempt: MakeAttempt) -> None:
     publisher.publish(scratch, seconds=1)
     assert attempt.result()["base"] == {"source": "said ***"}
     assert "canary" not in (attempt.store / "result.json").read_text()
+
+
+def test_a_late_writer_does_not_put_its_page_over_a_newer_one_s(writer: MakeWriter, root: str) -> None:
+    late, newer = writer(1, weights="late"), writer(2, weights="newer")
+    late.publisher.claim()
+    late.publisher.keep_report("<p>first</p>\n")
+    stand_still(
+        late, "replace", "report.html", lambda: (newer.publisher.claim(), newer.publisher.keep_report("<p>newer</p>\n"))
+    )
+    with pytest.raises(RunFailed) as caught:
+        late.publisher.keep_report("<p>late</p>\n")
+    assert caught.value.code == TrainerExit.FENCED
+    store = open_store(root)
+    assert store.get_bytes(LAYOUT.report) == b"<p>newer</p>\n<!-- attempt 2, epoch 2 -->\n"
+    store.close()

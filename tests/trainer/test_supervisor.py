@@ -83,6 +83,9 @@ def test_a_run_leaves_verified_outputs_and_says_so(make_attempt: MakeAttempt, st
     assert (result["job"], result["attempt"], result["steps"]["done"]) == ("tiny-1", 1, 4)
     assert json.loads((attempt.store / "current.json").read_text())["attempt"] == 1
     assert (attempt.store / "attempt-1" / "metrics.jsonl").read_bytes() == attempt.directory.events.read_bytes()
+    page = (attempt.store / "report.html").read_text()
+    assert ">SUCCEEDED</span>" in page and "Peak memory: " in page
+    assert attempt.events("note")[-1].fields["report"] == f"file://{attempt.store / 'report.html'}"
     # The same lines stand in the trainer's own log, each with its number; the worker wrote to its rank's log.
     printed = [line for line in attempt.directory.trainer_log.read_bytes().splitlines() if line.startswith(b"{")]
     lines = attempt.directory.events.read_bytes().splitlines()
@@ -178,6 +181,8 @@ def test_a_fault_of_the_data_is_said_before_the_model_is_loaded(make_attempt: Ma
     assert supervise(attempt.directory.path) == TrainerExit.DATA
     assert "row 2 (bad.jsonl line 2): has no column completion" in attempt.exit()["failure"]["message"]
     assert [event.fields["phase"] for event in attempt.events("phase")] == ["loading", "data"]
+    page = (attempt.store / "report.html").read_text()
+    assert ">FAILED</span>" in page and "DATA: " in page and "has no column completion" in page
 
 
 def test_a_scorer_that_the_request_names_may_be_asked_and_nobody_else() -> None:

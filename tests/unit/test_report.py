@@ -69,7 +69,7 @@ def page(events: list[Event] = RUN, **changes: Any) -> Page:
 def test_the_page_says_first_what_changed_and_holds_all_that_a_run_told() -> None:
     text = page().text
     assert "evaluation loss 5.5 → 5.25" in text
-    assert "training loss 4 → 1.333" in text
+    assert "training loss, first and last tenth 4 → 1.333" in text
     assert "steps 3 of 3" in text
     assert "memory of one machine" in text and "3.0 GiB by the first rank" in text
     assert "up to 32 6" in text
@@ -136,3 +136,9 @@ def test_a_running_mean_begins_at_the_first_value_and_stays_at_a_constant() -> N
 def test_no_values_make_no_chart_and_any_others_make_one(values: list[float]) -> None:
     svg = chart([Line("kl", list(enumerate(values)))])
     assert bool(svg) == any(math.isfinite(value) for value in values)
+
+
+@pytest.mark.parametrize(("values", "drawn"), [([1.0, 2.0, 3.0] * 9, ["raw", "curve"]), ([1.0, 2.0, 3.0], ["curve"])])
+def test_only_a_line_that_goes_up_and_down_has_a_running_mean_over_it(values: list[float], drawn: list[str]) -> None:
+    svg = ElementTree.fromstring(chart([Line("loss", list(enumerate(values)))]))
+    assert [line.get("class") for line in svg.iter("polyline")] == drawn

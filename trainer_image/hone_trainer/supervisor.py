@@ -220,9 +220,9 @@ class _Attempt:
         self._gang.close()
         if self._publisher:
             if self._node.is_main and self._publisher.owns_job:
+                self._keep_page(failure)
                 with suppress(HoneError):  # the run's own outcome is what counts
                     self._publisher.keep_events(self._directory.events)
-                self._keep_page(failure)
             self._publisher.close()
         if self._printer:
             self._printer.close()

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from hone import quantities as q
 from hone.job import Event, EventType, Failure, Plan
-from hone.report.charts import Line, chart
+from hone.report.charts import SMALL, WIDE, Line, chart
 from hone.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ def _headline(facts: Facts, last: Mapping[str, float]) -> list[tuple[str, str]]:
         if values := [event.metrics[name] for event in evaluations if name in event.metrics]:
             found.append((words, _change(values)))
     if losses := [event.metrics["loss"] for event in steps if "loss" in event.metrics]:
-        found.append(("training loss", _change(losses)))
+        tenth = max(1, len(losses) // 10)
+        found.append(("training loss, first and last tenth", _change([fmean(losses[:tenth]), fmean(losses[-tenth:])])))
     if last and steps:
         planned = int(last.get("max_steps", 0))
         found.append(("steps", f"{q.count(steps[-1].step or 0)} of {q.count(planned)}"))
@@ -125,13 +127,13 @@ def _charts(events: Sequence[Event]) -> list[tuple[str, list[str], str]]:
     steps, evaluations = _series(_progress(events)), _series(_evaluations(events))
     names = ["loss", *(name for name in steps if name not in _NO_CURVES)]
     alone = [name for name in evaluations if name.removeprefix("eval_") not in names]
-    drawn = []
+    drawn: list[tuple[str, list[str], str]] = []
     for name in [*names, *alone]:
         lines = [Line(name, steps[name])] if name in steps else []
         for held_out in (f"eval_{name}", name):
             if held_out in evaluations and held_out != "loss":
                 lines.append(Line(held_out, evaluations[held_out], is_marked=True))
-        if svg := chart(lines):
+        if svg := chart(lines, SMALL if drawn else WIDE):
             drawn.append((name, [line.name for line in lines], svg))
     return drawn
 

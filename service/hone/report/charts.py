@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from xml.etree import ElementTree
 
-WIDTH, HEIGHT = 640, 220
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 26
+WIDE, SMALL = (1000, 260), (330, 150)
+"""Sizes of a chart, in units of about a pixel."""
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 8, 22
 MAX_POINTS = 600
 """Of one line; where there are more, neighbours are drawn as their mean."""
-SMOOTHED_FROM = 40
-"""Points from which a running mean is drawn over a line."""
+NOISY = 5.0
+"""A line that goes so many times its own range up and down has a running mean drawn over it."""
 _TICKS = 4
 
 
@@ -28,14 +29,14 @@ class Line:
     """Few points, each worth a dot: evaluations."""
 
 
-def chart(lines: Sequence[Line]) -> str:
+def chart(lines: Sequence[Line], size: tuple[int, int] = SMALL) -> str:
     """An `<svg>` of the lines over a common pair of axes; empty where there is nothing to draw."""
     lines = [Line(line.name, thinned(line.points), line.is_marked) for line in lines]
     finite = [point for line in lines for point in line.points if math.isfinite(point[1])]
     if not finite:
         return ""
-    frame = _Frame.around(finite)
-    svg = ElementTree.Element("svg", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
+    frame = _Frame.around(finite, size)
+    svg = ElementTree.Element("svg", viewBox=f"0 0 {frame.width} {frame.height}", role="img")
     _text(svg, "title", ", ".join(line.name for line in lines))
     _axes(svg, frame)
     for number, line in enumerate(lines):
@@ -69,36 +70,38 @@ class _Frame:
     right: float
     low: float
     high: float
+    width: int
+    height: int
 
     @staticmethod
-    def around(points: Sequence[tuple[float, float]]) -> "_Frame":
+    def around(points: Sequence[tuple[float, float]], size: tuple[int, int]) -> "_Frame":
         steps, values = [step for step, _ in points], [value for _, value in points]
         low, high = min(values), max(values)
         if high == low:
             low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
-        return _Frame(min(steps), max(max(steps), min(steps) + 1), low, high)
+        return _Frame(min(steps), max(max(steps), min(steps) + 1), low, high, *size)
 
     def x(self, step: float) -> float:
-        return LEFT + (step - self.left) / (self.right - self.left) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (step - self.left) / (self.right - self.left) * (self.width - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        return TOP + (self.high - value) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
+        return TOP + (self.high - value) / (self.high - self.low) * (self.height - TOP - BOTTOM)
 
 
 def _axes(svg: ElementTree.Element, frame: _Frame) -> None:
     for value in _ticks(frame.low, frame.high):
         y = f"{frame.y(value):.1f}"
         ElementTree.SubElement(
-            svg, "line", {"class": "grid", "x1": f"{LEFT}", "x2": f"{WIDTH - RIGHT}", "y1": y, "y2": y}
+            svg, "line", {"class": "grid", "x1": f"{LEFT}", "x2": f"{frame.width - RIGHT}", "y1": y, "y2": y}
         )
         _text(svg, "text", f"{value:.4g}", x=f"{LEFT - 6}", y=y, **{"class": "value"})
     for step in _ticks(frame.left, frame.right):
-        _text(svg, "text", f"{step:,.0f}", x=f"{frame.x(step):.1f}", y=f"{HEIGHT - 8}", **{"class": "step"})
+        _text(svg, "text", f"{step:,.0f}", x=f"{frame.x(step):.1f}", y=f"{frame.height - 6}", **{"class": "step"})
 
 
 def _draw(svg: ElementTree.Element, frame: _Frame, line: Line, number: int) -> None:
     group = ElementTree.SubElement(svg, "g", {"class": f"line line-{number}"})
-    noisy = not line.is_marked and len(line.points) >= SMOOTHED_FROM
+    noisy = not line.is_marked and _is_noisy([value for _, value in line.points])
     for part in _unbroken(line.points):
         _polyline(group, frame, part, "raw" if noisy else "curve")
     for part in _unbroken(smoothed(line.points)) if noisy else ():
@@ -109,6 +112,12 @@ def _draw(svg: ElementTree.Element, frame: _Frame, line: Line, number: int) -> N
             _text(
                 ElementTree.SubElement(group, "circle", place), "title", f"{line.name} {value:.5g} at step {step:,.0f}"
             )
+
+
+def _is_noisy(values: Sequence[float]) -> bool:
+    finite = [value for value in values if math.isfinite(value)]
+    travelled = sum(abs(after - before) for before, after in pairwise(finite))
+    return bool(finite) and travelled > NOISY * (max(finite) - min(finite))
 
 
 def _polyline(group: ElementTree.Element, frame: _Frame, points: Sequence[tuple[float, float]], kind: str) -> None:
