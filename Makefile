@@ -70,7 +70,7 @@ lock: venv  ## resolve the dependencies again: all of them, and the parts that t
 	$(BIN)/uv pip compile pyproject.toml --all-extras $(LOCK) --upgrade -o requirements.lock
 	printf '%s\n' 'uv>=0.9,<1' 'hatchling>=1.27' | $(BIN)/uv pip compile - $(LOCK) --upgrade -o requirements-bootstrap.lock
 	$(BIN)/uv pip compile pyproject.toml --extra service $(LOCK) -c requirements.lock -o requirements-service.lock
-	printf '%s\n' typer rich | $(BIN)/uv pip compile pyproject.toml - --extra trainer $(LOCK) -c requirements.lock \
+	printf '%s\n' typer rich | $(BIN)/uv pip compile pyproject.toml - --extra trainer --extra trackers $(LOCK) -c requirements.lock \
 	  -o requirements-trainer.lock
 
 clean:  ## remove what was built here

@@ -171,7 +171,9 @@ class Cluster(Part):
     proxy: Proxy | None = setting(None, origin="none")
     """HTTP proxy."""
     environment: dict[Variable, str] = setting({}, origin="none")
-    """Further variables of the trainer, as NCCL_SOCKET_IFNAME; no secrets."""
+    """Further variables of the trainer, as NCCL_SOCKET_IFNAME or MLFLOW_TRACKING_URI; no secrets."""
+    secret_environment: dict[Variable, SecretKey] = setting({}, origin="none")
+    """The same by reference to Secrets of the tenant's namespace, as WANDB_API_KEY or MLFLOW_TRACKING_TOKEN."""
 
     namespaces: tuple[Namespace, ...] = setting((), origin="none")
     """Namespaces of the tenants, each with the tenant chart installed."""
@@ -313,6 +315,8 @@ def _rules(cluster: Cluster) -> Iterator[Violation]:
     for path, kind in secrets(cluster.model_dump(mode="json")):
         yield Violation(path=path, message=secret_message(kind))
     yield from _volume_rules(cluster)
+    for name in cluster.environment.keys() & cluster.secret_environment.keys():
+        yield Violation(path=f"secret_environment.{name}", message="stands under environment too: give one.")
     uri = cluster.store.uri
     if uri.startswith("file://"):
         if not cluster.holds_path(uri.removeprefix("file://")):

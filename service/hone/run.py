@@ -264,6 +264,16 @@ class RunDirectory:
         """What the trainer's own process wrote to stdout and stderr."""
         return self.path / "logs" / "trainer.log"
 
+    @property
+    def trackers(self) -> Path:
+        """What TensorBoard, MLflow and Weights & Biases write, a directory for each."""
+        return self.path / "trackers"
+
+    @property
+    def trackers_log(self) -> Path:
+        """What their libraries print."""
+        return self.path / "logs" / "trackers.log"
+
     def error(self, rank: int) -> Path:
         """JSON of a Failure that a worker wrote before it died."""
         return self.path / f"error-{rank}.json"

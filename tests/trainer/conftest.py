@@ -13,7 +13,9 @@ from hone.job import Event, Launch
 from hone.run import Run, RunDirectory
 from hone.spec.parse import parse
 from hone_trainer.report import parse_event
+from hone_trainer.trackers import hide
 
+hide()  # as in a worker
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when the libraries are imported
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
 """What DeepSpeed compiles takes minutes, and all tests share it."""

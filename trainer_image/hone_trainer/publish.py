@@ -211,6 +211,11 @@ class Publisher:
         """Store the attempt's events beside its outputs, however it ended."""
         self._store.put_bytes(self._layout.metrics, path.read_bytes())
 
+    def keep_trackers(self, directory: Path) -> str:
+        """Store what the trackers wrote; the answer is where it lies."""
+        upload_directory(self._store, directory, self._layout.trackers)
+        return self._store.url(self._layout.trackers)
+
     def earlier_events(self) -> list[list[bytes]]:
         """Lines of the events of each attempt before this one, as its first writer kept them; none where it did not."""
         found = []

@@ -107,8 +107,8 @@ class Printer:
     """
 
     def __init__(self, events: Path, *, logs: Mapping[str, Path] | None = None, descriptor: int = 1) -> None:
-        self._events = _Lines(events)
-        self._logs = {prefix.encode(): _Lines(path, is_log=True) for prefix, path in (logs or {}).items()}
+        self._events = Lines(events)
+        self._logs = {prefix.encode(): Lines(path, is_log=True) for prefix, path in (logs or {}).items()}
         self._descriptor = descriptor
         self._printed = 0
         self._scrubber = Scrubber(os.environ)
@@ -140,7 +140,7 @@ class Printer:
             yield b'{"seq": %d, ' % self._printed + line.removeprefix(b"{") + b"\n"
 
 
-class _Lines:
+class Lines:
     """The lines of a growing file, each once."""
 
     def __init__(self, path: Path, *, is_log: bool = False) -> None:

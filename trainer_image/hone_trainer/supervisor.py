@@ -33,8 +33,14 @@ from hone_trainer.publish import Publisher
 from hone_trainer.push import push_output, tell_pushed, warn_without_token
 from hone_trainer.report import EventLog, Printer, Relay, say, sender
 from hone_trainer.stop import Stop, interrupt_for_peer, stop_signals
+from hone_trainer.trackers import Tracking
 from hone_trainer.uploads import Shares, Uploads, fetch_checkpoint
 from hone_trainer.workers import Workers
+
+TRACKERS_S = 60.0
+"""How long trackers may take to hand on what is left when a run is over."""
+TRACKERS_STOPPED_S = 3.0
+"""The same where somebody waits for it to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +95,7 @@ class _Attempt:
         self._run: Run | None = None
         self._plan: Plan | None = None
         """For the page about the run."""
+        self._tracking: Tracking | None = None
         self._printer: Printer | None = None
         self._relay: Relay | None = None
 
@@ -139,6 +146,8 @@ class _Attempt:
             with self._stop.at_once():
                 if self._prepare(run):
                     return None
+            if run.spec.reporting.trackers and self._node.is_main:
+                self._tracking = Tracking(run, self._directory, os.environ)
             workers = Workers(run, self._directory, node=self._node, gang=self._gang, environment=os.environ)
             uploads = self._uploads(run)
             try:
@@ -220,6 +229,7 @@ class _Attempt:
         self._gang.close()
         if self._publisher:
             if self._node.is_main and self._publisher.owns_job:
+                self._keep_trackers()
                 self._keep_page(failure)
                 with suppress(HoneError):  # the run's own outcome is what counts
                     self._publisher.keep_events(self._directory.events)
@@ -228,6 +238,23 @@ class _Attempt:
             self._printer.close()
         if self._relay:
             self._relay.close()
+
+    def _keep_trackers(self) -> None:
+        """Have them hand on what is left, for a bounded time, and store what they wrote here."""
+        if self._tracking is None or self._publisher is None:
+            return
+        timeout_s = TRACKERS_S if self._stop.asked_at is None else TRACKERS_STOPPED_S
+        if not self._tracking.close(timeout_s=timeout_s):
+            text = f"The trackers did not hand on all of this run within {timeout_s:.0f} s."
+            self._events.write(EventType.WARNING, f"{text} See {self._directory.trackers_log}.")
+        if not any(self._tracking.directory.rglob("*")):
+            return
+        try:
+            place = self._publisher.keep_trackers(self._tracking.directory)
+        except (HoneError, OSError) as error:
+            self._events.write(EventType.WARNING, f"What the trackers wrote here is not in the store: {error}")
+        else:
+            self._events.write(EventType.NOTE, f"What the trackers wrote here: {place}", fields={"trackers": place})
 
     def _keep_page(self, failure: Failure | None) -> None:
         assert self._run is not None and self._publisher is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hone.run import Run, RunDirectory, TrainerExit
 from hone.spec.rewards import scorers
-from hone_trainer import world
+from hone_trainer import trackers, world
 from hone_trainer.context import RunContext, StopSignal
 from hone_trainer.failure import write_error
 from hone_trainer.fit import check_gpu
@@ -24,6 +24,7 @@ from hone_trainer.report import EventLog
 def main(path: Path) -> int:
     """Run this rank to its end; the answer is the exit code."""
     die_with_parent()
+    trackers.hide()
     directory = RunDirectory(path)
     stop = StopSignal()
     stop.install()

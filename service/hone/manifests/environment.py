@@ -25,6 +25,7 @@ def environment(run: Run, plan: Plan, cluster: Cluster, *, job_name: str, report
         *_proxy(cluster, reports=reports),
         *_places(),
         *(_value(name, value) for name, value in cluster.environment.items()),
+        *(_secret(name, secret.name, secret.key) for name, secret in cluster.secret_environment.items()),
     ]
 
 

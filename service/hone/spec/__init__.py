@@ -249,7 +249,8 @@ class Reporting(Part):
     samples: Samples = setting(Samples(), origin="Hone")
     """Sample answers."""
     trackers: Words = setting((), origin="none")
-    """tensorboard, mlflow, wandb."""
+    """tensorboard, mlflow, wandb: hand all figures on, to the server that MLFLOW_TRACKING_URI or WANDB_API_KEY name,
+    else to files beside the outputs."""
 
 
 class Hub(Part):

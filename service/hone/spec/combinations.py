@@ -152,7 +152,6 @@ def refuse_unserved(spec: JobSpec) -> None:
 
 
 def _unserved_fields(spec: JobSpec) -> Iterator[tuple[bool, str]]:
-    yield bool(spec.reporting.trackers), "Trackers (reporting.trackers) are not served by this version: remove them."
     if spec.compute.strategy == "zero3" and (dpo := spec.method.dpo):
         yield dpo.precompute_reference, ("method.dpo.precompute_reference under strategy zero3 is not served by this "
                                          "version: remove it.")  # fmt: skip

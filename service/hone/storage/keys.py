@@ -167,6 +167,11 @@ class WriterLayout:
         """Events of the attempt, one JSON object a line."""
         return join_key(self.root, "metrics.jsonl")
 
+    @property
+    def trackers(self) -> str:
+        """Directory of what TensorBoard, MLflow and Weights & Biases wrote."""
+        return join_key(self.root, "trackers")
+
     def checkpoint(self, step: int) -> str:
         """Directory of the checkpoint after optimizer step `step`; names sort by step up to 999,999."""
         return join_key(self.root, "checkpoints", f"step-{step:06d}")
