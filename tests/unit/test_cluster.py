@@ -49,6 +49,16 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "own variable": (good(environment={"AWS_SECRET_ACCESS_KEY": "x"}), "environment.AWS_SECRET_ACCESS_KEY", "decides"),
     "proxy by a variable": (good(environment={"HTTPS_PROXY": "x"}), "environment.HTTPS_PROXY", "decides"),
     "number for a variable": (good(environment={"NCCL_IB_HCA": 1}), "environment.NCCL_IB_HCA", "not a text"),
+    "own variable by a Secret": (
+        good(secret_environment={"AWS_SECRET_ACCESS_KEY": {"name": "s", "key": "k"}}),
+        "secret_environment.AWS_SECRET_ACCESS_KEY",
+        "decides",
+    ),
+    "variable given twice": (
+        good(environment={"X": "x"}, secret_environment={"X": {"name": "s", "key": "k"}}),
+        "secret_environment.X",
+        "give one",
+    ),
     "token in a variable": (good(environment={"X": f"hf_{'a' * 34}"}), "environment.X", "a Hugging Face token"),
     "password in a proxy": (
         good(proxy={"https_proxy": "http://me:pw@proxy:3128"}),

@@ -46,6 +46,7 @@ EVERYTHING: dict[str, Any] = {
     "ca_config_map": {"name": "example-ca", "key": "ca-bundle.crt"},
     "proxy": {"https_proxy": "http://proxy.example.com:3128", "no_proxy": [".example.com", "10.0.0.0/8"]},
     "environment": {"NCCL_SOCKET_IFNAME": "eth0", "NCCL_DEBUG": "WARN"},
+    "secret_environment": {"WANDB_API_KEY": {"name": "wandb", "key": "api-key"}},
     "service_account": "ml-training",
     "priority_class_name": "batch-low",
     "runtime_class_name": "nvidia",

@@ -106,8 +106,9 @@ def test_what_the_namespace_needs_is_told(request_file: Path, capsys: pytest.Cap
 def test_what_the_trainer_does_not_run_yet_is_a_warning(request_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     on_cluster = ["--set", "compute.nodes=2", "--set", "scheduling.queue=team"]
     assert "warning" not in rendered(capsys, request_file, *FLAGS, *on_cluster)[1]
-    notes = rendered(capsys, request_file, *FLAGS, "--set", "reporting.trackers=wandb")[1]
-    assert "warning: the trainer of this version ends at once: Trackers" in notes
+    unserved = ["--set", "compute.strategy=zero3", "--set", "quantization=nf4"]
+    notes = rendered(capsys, request_file, *FLAGS, *on_cluster, *unserved)[1]
+    assert "warning: the trainer of this version ends at once: Splitting 4-bit weights" in notes
 
 
 def test_a_push_that_will_have_no_token_is_a_warning(request_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
