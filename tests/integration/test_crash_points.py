@@ -127,7 +127,23 @@ def write_spec(tmp_path: Path, make_spec: Callable[..., JobSpec]) -> Callable[..
     return write
 
 
-@pytest.mark.parametrize(("scenario", "point"), POINTS, ids=[f"{scenario}-{point}" for scenario, point in POINTS])
+AGAIN = {
+    ("finish", "change-before-commit:2"),
+    ("finish", "change-after-commit:2"),
+    ("finish", "change-before-commit:3"),
+    ("finish", "change-after-commit:3"),
+    ("finish", "observed:2"),
+    ("finish", "events-stored:2"),
+    ("cancel", "stop-asked:2"),
+    ("pause", "stop-asked:2"),
+}
+"""Points whose like is cut elsewhere in the table: for `make soak`."""
+
+
+@pytest.mark.parametrize(
+    ("scenario", "point"),
+    [pytest.param(*case, id="-".join(case), marks=[pytest.mark.slow] * (case in AGAIN)) for case in POINTS],
+)
 def test_a_service_killed_anywhere_is_taken_up_where_it_was(
     home: Home, write_spec: Callable[..., Path], scenario: str, point: str
 ) -> None:

@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_number_of_ranks_is_refused_before_anything_star
     assert failed.value.code == TrainerExit.WRONG_WORLD and again.losses() == []
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_is_asked_to_stop_goes_on_where_it_was(
     make_attempt: MakeAttempt, start: Start, processes: int
 ) -> None:

@@ -418,6 +418,7 @@ def test_a_node_that_is_drained_stops_all(make_run: Callable[..., Run], make_pod
     assert pods[0].message()["failure_class"] == "PREEMPTED"
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("sharding")
 @pytest.mark.timeout(900)  # DeepSpeed compiles where nobody did
 def test_nodes_that_split_the_weights_go_on_from_what_each_of_them_sent(

@@ -146,7 +146,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_ppo_run_ends_with_the_weights_of_one_that_was_not(
     make_attempt: MakeAttempt, start: Start, processes: int
 ) -> None:
