@@ -103,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What decides the result, and so whether an existing one still holds."""
     return {
-        "script": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        **{name: hashlib.sha256((HERE / name).read_bytes()).hexdigest() for name in ("make_base.py", "muon.py")},
         "data": hashlib.sha256(arguments.data.read_bytes()).hexdigest(),
         **{name: getattr(arguments, name) for name in ("steps", "batch_size", "learning_rate", "seed", "small")},
     }
@@ -225,15 +225,16 @@ def train(model: Any, batches: Iterator[Any], arguments: argparse.Namespace) -> 
 def optimizers(model: Any, peak: float) -> list[tuple[Any, float]]:
     """Each optimizer with its peak learning rate: Muon for the matrices of the layers, AdamW for embeddings and norms.
 
-    Muon (Jordan et al. 2024) reaches in 200,000 tokens a loss of 5.16 where AdamW alone reaches 5.58.
+    Muon reaches in 200,000 tokens a loss of 5.16 where AdamW alone reaches 5.58.
     """
     import torch
+    from muon import Muon
 
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in named if p.ndim != 2 or "embed" in name]
     return [
-        (torch.optim.Muon(matrices, lr=MUON_PEAK, momentum=0.95, weight_decay=0.0), MUON_PEAK),
+        (Muon(matrices, lr=MUON_PEAK), MUON_PEAK),
         (torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True), peak),
     ]
 
