@@ -108,14 +108,33 @@ class Place:
         self.kill(pod, who)
         assert self._phases(pod)[-1] == phase, f"{job}: it was in another phase when it was killed"
 
+    def reach_step(self, job: str, step: int, *, attempt: int = 1) -> Json:
+        """Return the pod within milliseconds of its trainer's telling an optimizer step, or a later one."""
+        pod = self.pod(job, attempt=attempt)
+
+        def steps() -> list[int]:
+            return [int(found) for found in re.findall(r'"type": "progress".*?"step": (\d+)', self._told(pod))]
+
+        self.wait(job, f"its trainer tells step {step}", lambda: max(steps(), default=0) >= step, every_s=0.005)
+        return pod
+
+    def evict(self, pod: Json) -> None:
+        """As a drain does."""
+        name = pod["metadata"]["name"]
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+        path = f"/api/v1/namespaces/{self.tenant}/pods/{name}/eviction"
+        self.cluster.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+
     def _phases(self, pod: Json) -> list[str]:
-        """As the trainer wrote them; what it wrote last before it is killed, it tells nobody."""
+        return re.findall(r'"phase": "(\w+)"', self._told(pod))
+
+    def _told(self, pod: Json) -> str:
+        """As the trainer wrote it; what it wrote last before it is killed, it tells nobody."""
         directory = self.cluster.directory_of(pod, "work") / "pods" / pod["metadata"]["uid"]
         try:
-            text = (directory / "events.jsonl").read_text(encoding="utf-8")
+            return (directory / "events.jsonl").read_text(encoding="utf-8")
         except OSError:
-            return []
-        return re.findall(r'"phase": "(\w+)"', text)
+            return ""
 
     def kill(self, pod: Json, who: str, *, number: signal.Signals = signal.SIGKILL, rank: int = 0) -> None:
         """Signal one process of a trainer: its `main` (the container's first), its `supervisor`, or a `worker`."""

@@ -284,10 +284,7 @@ def _job_deleted(stage: Stage) -> Told:
 )  # fmt: skip
 def _evicted(stage: Stage) -> Told:
     job = stage.main.train("evicted")
-    pod = _name(stage.main.pod(job))
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
-    path = f"/api/v1/namespaces/{stage.main.tenant}/pods/{pod}/eviction"
-    stage.main.cluster.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+    stage.main.evict(stage.main.pod(job))
     yield job
 
 

@@ -1,11 +1,15 @@
 """The main job on the real cluster, as its users see it: through the charts and gRPC from outside, by kubectl alone, on
-two nodes, and as two gangs on room for one and a half.
+two nodes, as two gangs on room for one and a half, and in pods that are killed at random.
 
 The trainer image trains for real; what it leaves is read back from the S3 server against its manifests.
 """
 
 import json
+import os
+import random
+import secrets
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,9 +19,10 @@ import pytest
 import yaml
 
 from hone import Client
-from hone.job import EventType, Job, State
+from hone.job import EventType, FailureClass, Job, State
 from hone.storage import ArtifactStore, Credentials, JobLayout, open_store, verify_directory
 
+from .failing import Place, administrator
 from .harness.access import S3, Cluster
 from .harness.api import wait_until
 from .harness.places import ROOT
@@ -26,6 +31,7 @@ from .installation import Installation, install
 
 TRAINED_S = 240
 """A pod of the trainer starts, trains and stores well within this on two busy cores."""
+STEPS = 200
 SMALL = {"node_memory_bytes": "2Gi", "scratch_bytes": "1Gi", "rendezvous_s": 60, "grace_period_s": 20}
 
 
@@ -141,6 +147,48 @@ def test_two_gangs_of_two_on_room_for_three_pods_both_finish(
             assert ended.state == State.SUCCEEDED, ended.state_reason
     finally:
         cluster.kubectl("delete", "resourcequota", "three", namespace=hone[1])
+
+
+@pytest.mark.timeout(900)
+def test_pods_killed_at_random_end_with_the_weights_of_one_that_was_not(
+    client: Client,
+    hone: tuple[Installation, str],
+    cluster: Cluster,
+    bucket: tuple[str, dict[str, Any]],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    seed = int(os.environ.get("SOAK_SEED") or secrets.randbelow(10**6))
+    chance = random.Random(seed)
+    long = {"training": {**bucket[1]["training"], "max_steps": STEPS, "checkpoint": {"steps": 10}}}
+    request = {**bucket[1], **long, "scheduling": {"max_attempts": 3}}
+    place = Place(hone=hone[0], tenant=hone[1], request=request, api=administrator(cluster), client=client)
+    whole, killed = client.submit({**request, "name": "whole"}), client.submit({**request, "name": "killed"})
+    evicted_at, killed_at = chance.randint(1, STEPS // 3), chance.randint(STEPS // 2, STEPS - 20)
+    who = chance.choice(("main", "supervisor", "worker"))
+    with capfd.disabled():
+        sys.stdout.write(f"\nSOAK_SEED={seed}: evicted at step {evicted_at}, its {who} killed at {killed_at}\n")
+    place.evict(place.reach_step(killed.id, evicted_at))
+    place.kill(place.reach_step(killed.id, killed_at, attempt=2), who)
+    ended = client.wait(killed.id, timeout_s=2 * TRAINED_S)
+    assert ended.state == State.SUCCEEDED, place.describe(killed.id)
+    classes = [attempt.failure.failure_class for attempt in ended.attempts if attempt.failure]
+    assert classes == [FailureClass.PREEMPTED, FailureClass.INFRA] and len(ended.attempts) == 3
+    first_steps = _first_steps(client, ended)
+    assert first_steps[2] > evicted_at, "what was saved on request is not what it went on from"
+    assert first_steps[3] > first_steps[2], "no checkpoint of the second attempt was gone on from"
+    assert client.wait(whole.id, timeout_s=2 * TRAINED_S).state == State.SUCCEEDED
+    assert _weights(cluster.s3, bucket[0], ended) == _weights(cluster.s3, bucket[0], whole)
+
+
+def _first_steps(client: Client, job: Job) -> dict[int, int]:
+    """Attempt → the first optimizer step that it told."""
+    told = [event for event in client.events(job.id) if event.type == EventType.PROGRESS]
+    return {event.attempt: event.step or 0 for event in reversed(told)}
+
+
+def _weights(s3: S3, bucket: str, job: Job) -> bytes:
+    with closing(_store(s3, bucket, "hone")) as store:
+        return store.get_bytes(f"{JobLayout(job.namespace, job.id).adapter}/adapter_model.safetensors")
 
 
 def _listed(client: Client, job_id: str) -> Job | None:
