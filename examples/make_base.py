@@ -1,7 +1,7 @@
 """A small Llama that has read the documentation of Python's standard library: what fine-tuning starts from.
 
 Called by `make demo` after make_dataset.py, whose documentation.jsonl it reads. Trains a byte-level BPE tokenizer and
-a Llama of 4.2 M parameters in plain PyTorch, two minutes on two cores, with a fixed number of steps and one seed. It
+a Llama of 4.2 M parameters in plain PyTorch, three minutes on two cores, with a fixed number of steps and one seed. It
 never sees the questions, nor a module of the eval split. A second run that finds the model of this data does nothing.
 """
 
