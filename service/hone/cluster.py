@@ -175,6 +175,9 @@ class Cluster(Part):
     secret_environment: dict[Variable, SecretKey] = setting({}, origin="none")
     """The same by reference to Secrets of the tenant's namespace, as WANDB_API_KEY or MLFLOW_TRACKING_TOKEN."""
 
+    python_rewards: bool = setting(False, origin="Hone")
+    """Whether a request's own Python functions (rewards.python) may run in the trainer: code of whoever submits, with
+    the rights of the pod and the store's credentials. Without it, code runs behind an http scorer."""
     namespaces: tuple[Namespace, ...] = setting((), origin="none")
     """Namespaces of the tenants, each with the tenant chart installed."""
     service_account: ObjectName = setting("hone-trainer", origin="the tenant chart")

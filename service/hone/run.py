@@ -20,6 +20,8 @@ from hone.job import Attempt, Failure, FailureClass, Job, Launch
 from hone.spec import SCHEMA_VERSION, JobSpec
 from hone.spec.faults import faults
 
+ENV_PYTHON_REWARDS = "HONE_PYTHON_REWARDS"
+"""Variable of a trainer: 1 where the platform lets a request's own functions (rewards.python) run in it."""
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 """libyaml's where it is there, which the wheels bring: four times as fast, and every job is written twice."""
 

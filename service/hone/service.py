@@ -96,6 +96,7 @@ def _here(settings: Settings) -> tuple[Backend, Hardware]:
         settings.home / "runs",
         hardware=hardware,
         trainer_python=settings.trainer_python,
+        python_rewards=settings.python_rewards,
         environment={"AWS_ENDPOINT_URL_S3": settings.store_endpoint} if settings.store_endpoint else {},
     )
     return backend, hardware

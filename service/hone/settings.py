@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     """A file of GPU profiles that replaces the shipped one."""
     trainer_python: str = ""
     """Python that runs the trainer of local runs; default: the one that runs this."""
+    python_rewards: bool = False
+    """Whether a request's own Python functions (rewards.python) may run in the trainers of this machine, as the user
+    that runs the service."""
     grace_s: float = 30.0
     """Seconds between SIGTERM and SIGKILL for a local run."""
     log_level: str = "info"

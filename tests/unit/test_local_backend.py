@@ -518,6 +518,25 @@ def test_what_cannot_run_here_is_refused_with_the_reason(backend: LocalBackend, 
     assert caught.value.violations[0].path == "compute"
 
 
+def test_functions_of_a_request_run_where_the_machine_allows_it(
+    make_backend: Callable[..., LocalBackend], make_run: Plans, make_spec: Callable[..., JobSpec], tmp_path: Path
+) -> None:
+    _, plan = make_run()
+    python = {"file": f"file://{tmp_path}/mine.py"}
+    spec = make_spec(method={"ppo": {"rewards": [{"regex": {"pattern": "x"}}, {"python": python}]}})
+    planned = Planned(spec=spec, plan=plan, runs_here=True)
+    with pytest.raises(InvalidRequest, match="HONE_PYTHON_REWARDS=1 on a machine") as caught:
+        make_backend().check(planned, namespace="default")
+    assert [violation.path for violation in caught.value.violations] == ["method.ppo.rewards.1.python"]
+    allowed = make_backend(python_rewards=True)
+    with pytest.raises(InvalidRequest, match=r"mine\.py is no file") as caught:
+        allowed.check(planned, namespace="default")
+    assert [violation.path for violation in caught.value.violations] == ["method.ppo.rewards.1.python.file"]
+    (tmp_path / "mine.py").write_text("def reward(completions): return [0 for _ in completions]")
+    allowed = make_backend(python_rewards=True)  # what lies on the disk is remembered for a second
+    allowed.check(planned, namespace="default")
+
+
 def test_a_disk_without_room_is_refused_before_anything_runs(backend: LocalBackend, make_run: Plans) -> None:
     run, plan = make_run()
     with pytest.raises(StorageError, match="GiB free") as caught:

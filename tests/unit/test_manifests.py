@@ -46,6 +46,7 @@ EVERYTHING: dict[str, Any] = {
     "ca_config_map": {"name": "example-ca", "key": "ca-bundle.crt"},
     "proxy": {"https_proxy": "http://proxy.example.com:3128", "no_proxy": [".example.com", "10.0.0.0/8"]},
     "environment": {"NCCL_SOCKET_IFNAME": "eth0", "NCCL_DEBUG": "WARN"},
+    "python_rewards": True,
     "secret_environment": {"WANDB_API_KEY": {"name": "wandb", "key": "api-key"}},
     "service_account": "ml-training",
     "priority_class_name": "batch-low",
@@ -344,6 +345,12 @@ def test_a_topology_is_asked_of_kueue_where_it_places_and_of_the_scheduler_elsew
     [
         (request(dataset={"source": "file:///rows.jsonl"}), PLAIN, "dataset.source", "s3://bucket/key"),
         (request(dataset={"source": "file:///x.jsonl"}), EVERYTHING, "dataset.source", "below /datasets"),
+        (
+            request(method={"ppo": {"rewards": [{"python": {"file": "s3://b/mine.py"}}]}}),
+            PLAIN,
+            "method.ppo.rewards.0.python",
+            "cluster.python_rewards",
+        ),
         (request(labels={"job-name": "x"}), PLAIN, "labels.job-name", "choose another key"),
         (request(labels={"environment": "off"}), EVERYTHING, "labels.environment", "every job of this platform"),
         (request(compute={"gpu": "T4", "gpus_per_node": 16}), PLAIN, "compute.gpus_per_node", "at most 4"),

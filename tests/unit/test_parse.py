@@ -29,6 +29,16 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "model.trust_remote_code",
         "never runs",
     ),
+    "a function in no file of Python": (
+        good(method={"ppo": {"rewards": [{"python": {"file": "hf://org/functions"}}]}}),
+        "method.ppo.rewards.0.python.file",
+        "no file of Python",
+    ),
+    "a function that cannot have its name": (
+        good(method={"ppo": {"rewards": [{"python": {"file": "s3://b/f.py", "function": "a b"}}]}}),
+        "method.ppo.rewards.0.python.function",
+        "no name of a function",
+    ),
     "two methods": (good(method={"sft": {}, "dpo": {}}), "method", "sft and dpo are given"),
     "no method": (good(method={}), "method", "none is given"),
     "unknown method": (good(method={"sfft": {}}), "method.sfft", "Did you mean sft?"),

@@ -19,9 +19,9 @@ from urllib.parse import unquote
 
 from hone.errors import HoneError, NotFound
 from hone.modelinfo import read_adapter_directory
-from hone.run import Run, TrainerExit
+from hone.run import ENV_PYTHON_REWARDS, Run, TrainerExit
 from hone.spec import Dataset
-from hone.spec.rewards import reward_models
+from hone.spec.rewards import NO_PYTHON_REWARDS_FIX, reward_functions, reward_models
 from hone.spec.splits import read_split
 from hone.storage import MANIFEST, ArtifactStore, download_directory, open_store
 from hone_trainer.failure import RunFailed
@@ -66,6 +66,8 @@ class Inputs:
     """The one that training goes on from, or those that are merged."""
     reward_models: Mapping[str, RewardModel] = field(default_factory=dict)
     """By the number of their reward in the request; text, as keys of JSON are."""
+    reward_functions: Mapping[str, Source] = field(default_factory=dict)
+    """Files of Python, by the number of their reward."""
 
     def write(self, path: Path) -> None:
         """For the workers, as JSON."""
@@ -80,8 +82,9 @@ class Inputs:
             number: RewardModel(**{name: Source(**source) for name, source in parts.items() if source})
             for number, parts in data.pop("reward_models").items()
         }
+        functions = {number: Source(**source) for number, source in data.pop("reward_functions").items()}
         found = {name: Source(**source) for name, source in data.items() if source}
-        return Inputs(**found, mixed=mixed, adapters=adapters, reward_models=models)
+        return Inputs(**found, mixed=mixed, adapters=adapters, reward_models=models, reward_functions=functions)
 
 
 def fetch(run: Run, directory: Path, *, weights: bool = True) -> Inputs:
@@ -97,7 +100,15 @@ def fetch(run: Run, directory: Path, *, weights: bool = True) -> Inputs:
         tokenizer = _fetch(run, "model.tokenizer", spec.model.tokenizer, directory / "tokenizer")
     rows = _fetch_data(run, spec.dataset, directory) if spec.dataset else {}
     models = _fetch_reward_models(run, directory) if weights else {}
-    return Inputs(model=model, tokenizer=tokenizer, adapters=tuple(adapters), reward_models=models, **rows)
+    functions = _fetch_reward_functions(run, directory) if weights else {}
+    return Inputs(
+        model=model,
+        tokenizer=tokenizer,
+        adapters=tuple(adapters),
+        reward_models=models,
+        reward_functions=functions,
+        **rows,
+    )
 
 
 def _fetch_reward_models(run: Run, directory: Path) -> dict[str, RewardModel]:
@@ -110,6 +121,19 @@ def _fetch_reward_models(run: Run, directory: Path) -> dict[str, RewardModel]:
         model = _fetch(run, f"{place}: {named.asked}, its base", saved.base, path / "base") if saved else named
         tokenizer = named if has_tokenizer(named) else model
         found[str(number)] = RewardModel(model=model, tokenizer=tokenizer, adapter=named if saved else None)
+    return found
+
+
+def _fetch_reward_functions(run: Run, directory: Path) -> dict[str, Source]:
+    """The files of the user's own functions, where the platform lets them in."""
+    found = dict[str, Source]()
+    for number, place, part in reward_functions(run.spec):
+        if os.environ.get(ENV_PYTHON_REWARDS) != "1":
+            raise RunFailed(
+                TrainerExit.USER, f"{place}: functions of Python are not allowed here.", fix=NO_PYTHON_REWARDS_FIX
+            )
+        path = _fetch_files(place, part.file, directory / f"function-{number}")
+        found[str(number)] = Source(asked=part.file, path=str(path))
     return found
 
 

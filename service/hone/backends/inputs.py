@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from hone.errors import InvalidRequest, Violation
 from hone.spec import JobSpec
-from hone.spec.rewards import reward_models
+from hone.spec.rewards import reward_functions, reward_models
 from hone.spec.sources import DATA_SUFFIXES
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -30,6 +30,8 @@ class Sources(NamedTuple):
     """Of dataset.mix."""
     reward_models: tuple[tuple[str, str], ...] = ()
     """Where the request names them, and what."""
+    reward_functions: tuple[tuple[str, str], ...] = ()
+    """The same of the files of Python."""
 
 
 def sources(spec: JobSpec) -> Sources:
@@ -38,7 +40,10 @@ def sources(spec: JobSpec) -> Sources:
     adapters = tuple(part.source for part in spec.method.merge.adapters) if spec.method.merge else ()
     mixed = tuple(part.source for part in spec.dataset.mix) if spec.dataset else ()
     found = Sources(spec.model.source, spec.model.tokenizer, dataset, eval_dataset, adapters, mixed)
-    return found._replace(reward_models=tuple((field, part.source) for _, field, part in reward_models(spec)))
+    return found._replace(
+        reward_models=tuple((field, part.source) for _, field, part in reward_models(spec)),
+        reward_functions=tuple((field, part.file) for _, field, part in reward_functions(spec)),
+    )
 
 
 def check_inputs(found: Sources) -> None:
@@ -48,6 +53,8 @@ def check_inputs(found: Sources) -> None:
         violations += _adapter(f"method.merge.adapters.{number}.source", adapter)
     for field, source in found.reward_models:
         violations += _model(field, source)
+    for field, source in found.reward_functions:
+        violations += _there(field, source)
     if found.tokenizer:
         violations += _there("model.tokenizer", found.tokenizer)
     if found.dataset:

@@ -27,8 +27,9 @@ from hone.crash import crash_point
 from hone.errors import InvalidRequest, NotServed, StorageError, Violation, WrongState
 from hone.job import Event, Failure, FailureClass, Plan
 from hone.plan import Hardware, Planned
-from hone.run import Run, RunDirectory, TrainerExit
+from hone.run import ENV_PYTHON_REWARDS, Run, RunDirectory, TrainerExit
 from hone.spec import JobSpec
+from hone.spec.rewards import forbidden_functions
 
 _ENDED_ON_PURPOSE = frozenset(
     {TrainerExit.INTERRUPTED, TrainerExit.WORKER_DIED, TrainerExit.FENCED, TrainerExit.ALREADY_RAN}
@@ -51,12 +52,15 @@ class LocalBackend:
         *,
         hardware: Hardware,
         trainer_python: str = "",
+        python_rewards: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """`environment` is added to this process's own for the trainers."""
+        self._python_rewards = python_rewards
         self._runs = runs
         self._python = trainer_python or sys.executable
-        self._environment = {**os.environ, **(environment or {})}
+        allowed = {ENV_PYTHON_REWARDS: "1" if python_rewards else ""}
+        self._environment = {**os.environ, **allowed, **(environment or {})}
         self._lock = threading.Lock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._reader = run_files.EventReader()
@@ -89,6 +93,8 @@ class LocalBackend:
     def check(self, planned: Planned, *, namespace: str) -> None:
         """Refuse what this machine cannot run: what only a cluster has, its hardware, its files, its disk."""
         _refuse_cluster_fields(planned.spec)
+        if not self._python_rewards and (found := list(forbidden_functions(planned.spec))):
+            raise InvalidRequest(found)
         if not planned.runs_here:
             fix = "Change compute, or send it to a service that has this."
             message = f"cannot run on this machine: {planned.why_not_here} {fix}"

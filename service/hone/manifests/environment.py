@@ -6,7 +6,7 @@ from typing import Any
 from hone.cluster import Cluster
 from hone.job import Plan
 from hone.manifests import names
-from hone.run import Run
+from hone.run import ENV_PYTHON_REWARDS, Run
 
 NEVER_PROXIED = ("localhost", "127.0.0.1", ".svc", ".cluster.local")
 
@@ -37,6 +37,8 @@ def _pod(plan: Plan, cluster: Cluster) -> Iterator[Variable]:
     yield _field(names.ENV_POD_NAMESPACE, "metadata.namespace")
     yield _value(names.ENV_GRACE_S, str(cluster.grace_period_s))
     yield _value(names.ENV_GPUS, str(plan.launch.gpus_per_node))
+    if cluster.python_rewards:
+        yield _value(ENV_PYTHON_REWARDS, "1")
     yield _limit(names.ENV_CPU_LIMIT, "limits.cpu")
     yield _limit(names.ENV_MEMORY_LIMIT_BYTES, "limits.memory")
 

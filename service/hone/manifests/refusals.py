@@ -12,6 +12,7 @@ from hone.job import Plan
 from hone.manifests.job import render_job
 from hone.run import ResumePoint, Run
 from hone.spec import JobSpec
+from hone.spec.rewards import forbidden_functions
 from hone.spec.sources import sources
 from hone.spec.words import OWN_LABELS
 
@@ -23,6 +24,8 @@ _POINT = ResumePoint(step=999_999, place="attempt-999/claim-999/checkpoints/step
 def refuse(spec: JobSpec, plan: Plan, cluster: Cluster) -> None:
     """Raise InvalidRequest with every violation. `spec` is the resolved request."""
     found = [*_files(spec, cluster), *_labels(spec, cluster), *_gpus(plan, cluster)]
+    if not cluster.python_rewards:
+        found += forbidden_functions(spec)
     longest = Run(
         namespace="x" * 63,
         job=MAX_ID,

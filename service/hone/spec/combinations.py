@@ -155,10 +155,6 @@ def _unserved_fields(spec: JobSpec) -> Iterator[tuple[bool, str]]:
     if spec.compute.strategy == "zero3" and (dpo := spec.method.dpo):
         yield dpo.precompute_reference, ("method.dpo.precompute_reference under strategy zero3 is not served by this "
                                          "version: remove it.")  # fmt: skip
-    yield (
-        bool(spec.method.rewarded and any(part.python for part in spec.method.rewarded.rewards)),
-        ("Rewards by a Python function (rewards.python) are not served by this version: use an http scorer."),
-    )
     if spec.compute.strategy == "zero3":
         yield bool(spec.model.new_tokens), ("New tokens (model.new_tokens) under strategy zero3 are not served by this "
                                             "version; zero2 and ddp are.")  # fmt: skip

@@ -102,9 +102,9 @@ class PythonPart(Part):
     """A function of the user's own, where the platform allows it."""
 
     file: Source
-    """File that holds the function."""
+    """`file:///….py` or `s3://….py` that holds the function; one file, which may import what the trainer has."""
     function: str = setting("reward", origin="Hone")
-    """Its name."""
+    """Its name. It takes lists by name: prompts, completions and any column; it returns one number an answer."""
 
 
 class RewardPart(Part):

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 
 from hone.errors import Violation
 from hone.spec import JobSpec
-from hone.spec.methods import RewardModelPart, RewardPart
+from hone.spec.methods import JsonSchemaPart, PythonPart, RewardModelPart, RewardPart
+
+NO_PYTHON_REWARDS_FIX = (
+    "Put it behind an http scorer; or a platform allows it: HONE_PYTHON_REWARDS=1 on a machine of one's own, "
+    "cluster.python_rewards on a cluster."
+)
 
 
 def reward_violations(spec: JobSpec) -> Iterator[Violation]:
@@ -35,6 +40,21 @@ def reward_models(spec: JobSpec) -> Iterator[tuple[int, str, RewardModelPart]]:
     for number, part in enumerate(spec.method.rewarded.rewards if spec.method.rewarded else ()):
         if part.model:
             yield number, f"method.{spec.method.name}.rewards.{number}.model.source", part.model
+
+
+def reward_functions(spec: JobSpec) -> Iterator[tuple[int, str, PythonPart]]:
+    """The same of the Python functions, and the field of their file."""
+    for number, part in enumerate(spec.method.rewarded.rewards if spec.method.rewarded else ()):
+        if part.python:
+            yield number, f"method.{spec.method.name}.rewards.{number}.python.file", part.python
+
+
+def forbidden_functions(spec: JobSpec) -> Iterator[Violation]:
+    """All of them, for a platform that lets none in."""
+    for _, path, part in reward_functions(spec):
+        yield Violation(path=path.removesuffix(".file"), value=part.file,
+                        message=f"runs code of the request's in the trainer, which is not allowed here. "
+                        f"{NO_PYTHON_REWARDS_FIX}")  # fmt: skip
 
 
 def _grpo_rules(spec: JobSpec) -> Iterator[Violation]:
@@ -67,6 +87,8 @@ def _ppo_rules(spec: JobSpec) -> Iterator[Violation]:
 
 
 def _part_violations(part: RewardPart, path: str) -> Iterator[Violation]:
+    if part.python:
+        yield from _function_violations(part.python, f"{path}.python")
     if part.answer:
         if not part.answer.column:
             yield Violation(path=f"{path}.answer.column", value="", message="is empty: name a column.")
@@ -80,10 +102,23 @@ def _part_violations(part: RewardPart, path: str) -> Iterator[Violation]:
             yield Violation(path=f"{path}.regex.pattern", value=part.regex.pattern,
                             message=f"{part.regex.pattern!r} is not a regular expression: {error}.")  # fmt: skip
     if part.json_schema:
-        try:
-            is_schema = isinstance(json.loads(part.json_schema.schema_text), dict | bool)
-        except ValueError as error:
-            yield Violation(path=f"{path}.json_schema.schema_text", message=f"is not JSON: {error}.")
-        else:
-            if not is_schema:
-                yield Violation(path=f"{path}.json_schema.schema_text", message="is no JSON Schema: write an object.")
+        yield from _schema_violations(part.json_schema, f"{path}.json_schema.schema_text")
+
+
+def _schema_violations(part: JsonSchemaPart, path: str) -> Iterator[Violation]:
+    try:
+        is_schema = isinstance(json.loads(part.schema_text), dict | bool)
+    except ValueError as error:
+        yield Violation(path=path, message=f"is not JSON: {error}.")
+    else:
+        if not is_schema:
+            yield Violation(path=path, message="is no JSON Schema: write an object.")
+
+
+def _function_violations(part: PythonPart, path: str) -> Iterator[Violation]:
+    if not part.file.endswith(".py") or part.file.partition("://")[0] not in ("file", "s3"):
+        yield Violation(path=f"{path}.file", value=part.file,
+                        message="is no file of Python: name file:///….py or s3://bucket/….py.")  # fmt: skip
+    if not part.function.isidentifier():
+        yield Violation(path=f"{path}.function", value=part.function,
+                        message=f"{part.function!r} is no name of a function.")  # fmt: skip

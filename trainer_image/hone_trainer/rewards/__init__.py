@@ -1,19 +1,20 @@
 """The reward layer of PPO and GRPO: any number of signals, each with a weight, each told on its own.
 
 `Rewards.load(context, parts, device=…)` opens the signals of a request, `score` asks them all. What a signal is stands
-in texts.py (rules on the answer's text), scorer.py (a service over HTTP) and judge.py (a reward model).
+in texts.py (rules on the answer's text), scorer.py (a service over HTTP), judge.py (a reward model) and function.py (a
+function of the user's).
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hone.job import EventType
-from hone.run import TrainerExit
 from hone.spec.methods import RewardPart
 from hone_trainer.context import RunContext
 from hone_trainer.failure import RunFailed
@@ -140,7 +141,7 @@ class Rewards:
 def _open(
     context: RunContext, kind: str, part: RewardPart, *, number: int, field: str, device: Any
 ) -> tuple[Signal, Callable[[], None]]:
-    from hone_trainer.rewards import judge, scorer, texts
+    from hone_trainer.rewards import function, judge, scorer, texts
 
     setting = getattr(part, kind)
     if kind == "model":
@@ -148,9 +149,10 @@ def _open(
     if kind == "http":
         asked = scorer.Scorer(setting)
         return asked, asked.close
-    if kind in texts.RULES:
-        return texts.RULES[kind](setting, field), _nothing
-    raise RunFailed(TrainerExit.USER, f"{field} is not served by this version.", fix="Use an http scorer.")
+    if kind == "python":
+        path = Path(context.inputs.reward_functions[str(number)].path)
+        return function.open_function(setting, path, field=field), _nothing
+    return texts.RULES[kind](setting, field), _nothing
 
 
 def _nothing() -> None:
