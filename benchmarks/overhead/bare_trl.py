@@ -27,6 +27,7 @@ from transformers import (  # noqa: E402
     AutoModelForSequenceClassification,
     AutoTokenizer,
     TrainerCallback,
+    set_seed,
 )
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer  # noqa: E402
 
@@ -56,6 +57,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     if arguments.method == "reward":
+        set_seed(arguments.seed)  # its head starts from random weights
         model = AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=1, dtype=dtype)
     else:
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)

@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 import torch
 
+from hone_trainer.methods import grpo
+
+from . import reference_grpo
 from .conftest import MakeAttempt, RunHere
 from .test_checkpoints import going_on, merged, weights
 from .test_ppo import VARIED, figures, prompts
+from .test_reference import ALPHA, RANK, in_float64, load, outputs, started, weights_of
 from .test_supervisor import Start, start
 
-__all__ = ["prompts", "start"]
+__all__ = ["in_float64", "prompts", "start"]
 
 
 def request(prompts: Path, *changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,36 +45,88 @@ def test_every_figure_is_told_by_the_names_of_ppo(make_attempt: MakeAttempt, run
     assert after["eval_loss"] == -after["eval_reward"]
 
 
-def test_advantages_and_the_first_loss_are_the_papers(
-    make_attempt: MakeAttempt, run_here: RunHere, prompts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from hone_trainer.methods import grpo
-
-    seen: list[dict[str, torch.Tensor]] = []
-    compute = grpo.Trainer._generate_and_score_completions
-
-    def noted(self: Any, inputs: Any) -> Any:
-        found = compute(self, inputs)
-        seen.append({name: value for name, value in found.items() if torch.is_tensor(value)})
-        return found
-
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[reference_grpo.Told]]:
+    """The answers of each draw, as a run drew them, with the paper's advantages."""
     totals: list[list[float]] = []
-    reward = grpo.Trainer._reward
+    found: list[list[reference_grpo.Told]] = []
+    reward, draw = grpo.Trainer._reward, grpo.Trainer._generate_and_score_completions
 
     def scored(self: Any, *arguments: Any, **columns: Any) -> list[float]:
         totals.append(reward(self, *arguments, **columns))
         return totals[-1]
 
-    monkeypatch.setattr(grpo.Trainer, "_generate_and_score_completions", noted)
+    def noted(self: Any, inputs: Any) -> Any:
+        batch = draw(self, inputs)
+        wanted = reference_grpo.advantages(torch.tensor(totals[-1], dtype=torch.float64).view(-1, 4)).flatten()
+        assert batch["advantages"].tolist() == pytest.approx(wanted.tolist(), abs=1e-6)  # TRL's are fp32
+        kept = [
+            [ids[mask.bool()].tolist() for ids, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"], strict=True)]
+            for part in ("prompt", "completion")
+        ]
+        found.append([reference_grpo.Told(*told) for told in zip(*kept, batch["advantages"].tolist(), strict=True)])
+        return batch
+
     monkeypatch.setattr(grpo.Trainer, "_reward", scored)
-    ran = run_here(make_attempt(request(prompts, {"training": {"max_steps": 1}}), micro_batch_size=8))
-    rewards = torch.tensor(totals[0], dtype=torch.float64).view(-1, 4)
-    wanted = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
-    assert seen[0]["advantages"].tolist() == pytest.approx(wanted.flatten().tolist(), abs=1e-4)
-    # With a ratio of 1 the loss is minus the mean advantage of a token (dapo: over all tokens of the batch).
-    mask = seen[0]["completion_mask"].double()
-    loss = -(wanted.flatten()[:, None] * mask).sum() / mask.sum()
-    assert figures(ran)[0]["loss"] == pytest.approx(float(loss), abs=1e-5)
+    monkeypatch.setattr(grpo.Trainer, "_generate_and_score_completions", noted)
+    return found
+
+
+CASES = {
+    "once": {},
+    "twice": {"method": {"grpo": {"num_iterations": 2}}},
+    "near its reference": {"method": {"grpo": {"num_iterations": 2, "beta": 0.1}}},
+    "full": {"adapter": None, "method": {"grpo": {"num_iterations": 2}}},
+    "full, near its reference": {"adapter": None, "method": {"grpo": {"num_iterations": 2, "beta": 0.1}}},
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_losses_and_weights_in_float64_are_a_plain_loops_to_the_last_digits(
+    make_attempt: MakeAttempt,
+    run_here: RunHere,
+    in_float64: list[float],
+    drawn: list[list[reference_grpo.Told]],
+    prompts: Path,
+    tiny_model: Path,
+    changes: dict[str, Any],
+) -> None:
+    steady = {
+        "scheduler": "constant",
+        "warmup_ratio": None,
+        "warmup_steps": 0,
+        "max_steps": 4,
+        "eval": {"at_start": False},
+    }
+    lora = {"lora": {"rank": RANK, "alpha": ALPHA}}
+    asked = request(prompts, {"adapter": lora, "training": steady}, changes)
+    ran = run_here(make_attempt(asked, micro_batch_size=8))
+    told, answers = list(in_float64), list(drawn)
+    start = outputs(run_here(make_attempt(merged(asked, {"training": {"max_steps": 1, "learning_rate": 1e-30}}))))
+    base = load(tiny_model, "sft").double()
+    model, trained = started(start, tiny_model, "sft")
+    model.double()
+    trained = trained if start.name == "adapter" else dict(model.named_parameters())
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    settings = ran.run.spec.method.grpo
+    assert settings is not None and len(told) == 4
+    losses = reference_grpo.train(
+        model,
+        base,
+        list(trained.values()),
+        answers,
+        iterations=settings.num_iterations,
+        rate=1e-3,
+        beta=settings.beta,
+        epsilon=settings.epsilon,
+    )
+    assert told == pytest.approx(losses, rel=1e-8, abs=1e-8)
+    after = weights_of(outputs(ran))
+    wanted = torch.cat([(trained[name].detach() - before[name]).flatten() for name in before])
+    found = torch.cat([(after[name] - before[name]).flatten() for name in before])
+    assert float((found - wanted).norm() / wanted.norm()) < (
+        1e-8 if asked["adapter"] else 1e-6
+    )  # a model is saved in fp32
 
 
 def test_a_run_that_goes_on_is_the_run_that_never_stopped(
@@ -99,3 +155,13 @@ def test_a_full_fine_tuning_learns_from_rewards_too(
     ran = run_here(make_attempt(request(prompts, full), micro_batch_size=8))
     assert len(figures(ran)) == 3 and [event.fields.get("kind") for event in ran.events("output")] == []
     assert (ran.directory.scratch / "outputs" / "model" / "model.safetensors").exists()
+
+
+def test_the_reference_of_a_full_fine_tuning_is_what_it_started_from(
+    make_attempt: MakeAttempt, run_here: RunHere, prompts: Path
+) -> None:
+    full = {"adapter": None, "training": {"learning_rate": 1e-4}, "method": {"grpo": {"beta": 0.1}}}
+    grown = {"model": {"new_tokens": [f"<{n}>" for n in range(200)]}}  # which the files of the model do not have
+    ran = run_here(make_attempt(request(prompts, full, grown), micro_batch_size=8))
+    told = figures(ran)
+    assert told[0]["kl"] == pytest.approx(0, abs=1e-6) and told[-1]["kl"] != 0

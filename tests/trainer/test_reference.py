@@ -69,10 +69,10 @@ def test_twenty_losses_and_the_trained_weights_are_those_of_a_plain_loop(
 
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Everything in float64, and what the libraries always do in fp32 too: RMSNorm, TRL's head in tiles, and the losses
-    that are told; here they are the answer."""
+    """Everything in float64, and what the libraries always do in fp32 too: RMSNorm, the angles of positions, TRL's head
+    in tiles, and the losses that are told; here they are the answer."""
     import trl.trainer.utils
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
     from hone_trainer import model, trained, training
 
@@ -80,9 +80,17 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         found: torch.Tensor = self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
         return found
 
+    def turned(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rates = 1.0 / self.config.rope_parameters["rope_theta"] ** (
+            torch.arange(0, self.config.head_dim, 2, dtype=torch.float64) / self.config.head_dim
+        )
+        angles = position_ids[..., None] * torch.cat([rates, rates])
+        return angles.cos().to(x), angles.sin().to(x)
+
     monkeypatch.setattr(trained, "weights_dtype", lambda *_, **__: torch.float64)
     monkeypatch.setattr(training, "train_in", lambda found, _: model.train_in(found, torch.float64))
     monkeypatch.setattr(LlamaRMSNorm, "forward", normed)
+    monkeypatch.setattr(LlamaRotaryEmbedding, "forward", turned)
     monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", WholeHead)
     losses: list[float] = []
     checked = training.Watch.checked

@@ -87,6 +87,9 @@ class Trainer(GRPOTrainer):  # type: ignore[misc]
                 copy_rows(self.model, "default", "ref")
             else:
                 self.model.delete_adapter("ref")  # a new adapter that is switched off leaves the base
+        if self.ref_model is not None:  # TRL reads it from the model's files, which may lack tokens and an adapter
+            self.ref_model.resize_token_embeddings(self.model.get_input_embeddings().num_embeddings)
+            self.ref_model.load_state_dict(self.model.state_dict())
         self.watch.attach(self)
         self.sampling = Sampling(
             max_new_tokens=self.grpo.max_new_tokens,
@@ -191,6 +194,7 @@ def _arguments(context: RunContext, *, has_evaluation: bool) -> Any:
         num_generations=grpo.num_generations,
         num_iterations=grpo.num_iterations,
         beta=grpo.beta,
+        use_bias_correction_kl=True,  # the distance times the ratio: the gradient of the reverse KL, without bias
         epsilon=grpo.epsilon,
         loss_type=grpo.loss,
         max_completion_length=grpo.max_new_tokens,
