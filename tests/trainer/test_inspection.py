@@ -53,6 +53,18 @@ def test_pairs_are_shown_side_by_side(ask: Any, tmp_path: Path) -> None:
     assert "chosen, what is learned" in shown and "rejected, what is learned" in shown
 
 
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_prompts_are_shown_as_they_are_answered(ask: Any, tmp_path: Path, method: str) -> None:
+    rows = write_rows(tmp_path / "prompts.jsonl", [*reversals(7), {"prompt": "long " * 40, "completion": "x"}])
+    rewards = [{"answer": {"column": "completion"}}]
+    settings = {"sft": None, method: {"rewards": rewards, "max_prompt_length": 24}}
+    changes = {"dataset": {"source": f"file://{rows}"}, "method": settings}
+    shown = ask(changes).stdout
+    assert "7 of 8 prompts are used" in shown and "1 dropped: they are longer than max_prompt_length" in shown
+    assert "rewards see  completion" in shown and "<s>reverse ad = \n" in shown
+    assert json.loads(ask(changes, "--json").stdout)["columns"] == ["completion"]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

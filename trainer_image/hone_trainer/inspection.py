@@ -76,7 +76,7 @@ def _inspect(run: Run) -> dict[str, Any]:
         inputs = fetch(run, Path(scratch), weights=False)
         tokenizer = load_tokenizer(inputs.tokenizer, spec.model)
         train, evaluation = open_sets(spec, inputs)
-        read = _read_rows if spec.method.sft else _read_pairs
+        read = _read_rows if spec.method.sft else _read_prompts if spec.method.rewarded else _read_pairs
         prepared, found = read(run, tokenizer, train, evaluation)
     counts = {"train": asdict(prepared.train_counts)}
     if prepared.eval_counts:
@@ -99,6 +99,17 @@ def _read_rows(run: Run, tokenizer: Any, train: Any, evaluation: Any) -> tuple[A
     prepared = build(encoder, train, evaluation, sft=spec.method.sft, questions=0)
     [first] = encoder.encode([train.first()])
     return prepared, {"format": encoder.format, "first_row": _pieces(tokenizer, first.ids, first.learned)}
+
+
+def _read_prompts(run: Run, tokenizer: Any, train: Any, evaluation: Any) -> tuple[Any, dict[str, Any]]:
+    from hone_trainer.prompts import prepare_prompts, prompt_encoder
+
+    encoder = prompt_encoder(run.spec, tokenizer, train)
+    prepared = prepare_prompts(run.spec, tokenizer, train, evaluation)
+    ids = encoder.encode(encoder.prompt(train.first()))
+    columns = [name for name in train.first() if name != encoder.column]
+    first = _pieces(tokenizer, ids, [False] * len(ids))
+    return prepared, {"format": "prompts", "first_row": first, "columns": columns}
 
 
 def _read_pairs(run: Run, tokenizer: Any, train: Any, evaluation: Any) -> tuple[Any, dict[str, Any]]:

@@ -27,7 +27,9 @@ from hone.errors import PermanentError, UserError
 if TYPE_CHECKING:
     from hone.spec import JobSpec
 
-METHODS = ("sft", "dpo", "reward")
+METHODS = ("sft", "dpo", "reward", "ppo", "grpo")
+UNITS = {"preference": "pairs", "prompts": "prompts"}
+"""What a row is, by the format of the rows."""
 BAR_WIDTH = 32
 SHOWN_CHARACTERS = 2000
 _CALLERS_FAULT = ("USER", "DATA")
@@ -89,16 +91,23 @@ def print_report(console: Console, spec: "JobSpec", report: Mapping[str, Any]) -
     """Counts, lengths, the first row."""
     assert spec.dataset is not None
     sources = [spec.dataset.source, *(part.source for part in spec.dataset.mix)]
-    unit = "pairs" if report["format"] == "preference" else "rows"
+    unit = UNITS.get(report["format"], "rows")
     facts = Table.grid(padding=(0, 2))
     facts.add_row("", "data", f"{' and '.join(map(source_text, sources))}: {report['format'].replace('_', ', ')}")
+    if columns := report.get("columns"):
+        facts.add_row("", "rewards see", ", ".join(columns))
     for name, counts in report["counts"].items():
         for number, line in enumerate(_lines(counts, unit)):
             facts.add_row("", "" if number else name, line)
     console.print(facts)
-    console.print(f"\n  tokens of a {unit.removesuffix('s')}, before it is cut")
+    before = "" if unit == "prompts" else ", before it is cut"
+    console.print(f"\n  tokens of a {unit.removesuffix('s')}{before}")
     console.print(_lengths(report["counts"]["train"]["lengths"]))
     row = report["first_row"]
+    if unit == "prompts":
+        console.print("\n  first prompt, as it is answered")
+        console.print(_row(row, console), soft_wrap=True)
+        return
     for title, pieces in row.items() if isinstance(row, dict) else [("first row", row)]:
         console.print(f"\n  {title}, what is learned ", end="")
         console.print(_learned("like this", console), soft_wrap=True)
@@ -106,15 +115,20 @@ def print_report(console: Console, spec: "JobSpec", report: Mapping[str, Any]) -
 
 
 def _lines(counts: Mapping[str, Any], unit: str) -> Iterator[str]:
-    yield (
-        f"{q.count(counts['rows_used'])} of {q.count(counts['rows'])} {unit} are used: "
-        f"{q.count(counts['tokens_learned'])} tokens to learn of {q.count(counts['tokens'])}"
-    )
+    tokens = q.count(counts["tokens"])
+    learned = f"{q.count(counts['tokens_learned'])} tokens to learn of {tokens}"
+    used = f"{q.count(counts['rows_used'])} of {q.count(counts['rows'])} {unit} are used"
+    yield f"{used}: {tokens} tokens" if unit == "prompts" else f"{used}: {learned}"
     if counts["packing_fill"] is not None:
         yield f"packed into {q.count(counts['sequences'])} sequences, {counts['packing_fill']:.1%} full"
     alike = counts["rows_alike"] or 0
     if lost := counts["rows_dropped"] - alike:
-        yield f"{q.count(lost)} dropped: nothing is left to learn within max_length"
+        why = (
+            "they are longer than max_prompt_length"
+            if unit == "prompts"
+            else "nothing is left to learn within max_length"
+        )
+        yield f"{q.count(lost)} dropped: {why}"
     if alike:
         yield f"{q.count(alike)} dropped: both sides are the same tokens"
     if counts["rows_truncated"]:
