@@ -136,8 +136,8 @@ BEFORE: dict[str, tuple[Break, tuple[str, ...], int]] = {
         2,
     ),
     "a field of a later version": (
-        lambda m: {"reporting": {"trackers": ["wandb"]}},
-        ("reporting.trackers", "not served"),
+        lambda m: {"quantization": "nf4", "compute": {"strategy": "zero3", "processes_per_node": 2}},
+        ("strategy zero3", "not served"),
         2,
     ),
     "adapter that is none": (

@@ -178,7 +178,8 @@ def test_a_missing_input_is_told_before_anything_is_recorded(request_file: Calla
 
 
 def test_what_is_not_served_yet_is_refused_with_2(request_file: Callable[..., Path]) -> None:
-    done = hone("run", request_file(), "--set", "reporting.trackers=wandb", "--json")
+    split = ("--set", "compute.strategy=zero3", "--set", "compute.processes_per_node=2")
+    done = hone("run", request_file(), *split, "--set", "quantization=nf4", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["reason"] == "NOT_SERVED_YET"
 

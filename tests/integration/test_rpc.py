@@ -261,8 +261,9 @@ def test_every_error_has_its_code_and_its_reason(client: Client) -> None:
 
 
 def test_what_a_later_version_serves_is_refused_and_nothing_is_recorded(client: Client, make_spec: MakeSpec) -> None:
-    with pytest.raises(NotServed, match="trackers"):
-        client.submit(make_spec(reporting={"trackers": ["mlflow"]}))
+    split = {"strategy": "zero3", "processes_per_node": 2}
+    with pytest.raises(NotServed, match="strategy zero3"):
+        client.submit(make_spec(compute=split, quantization="nf4", adapter={"lora": {}}))
     assert list(client.list()) == []
 
 
