@@ -259,6 +259,8 @@ def test_jobs_can_be_listed_read_downloaded_and_deleted(request_file: Callable[.
     screen = hone("get", "demo").stdout  # by name
     assert screen.startswith(f"default/{job}  SUCCEEDED  step 3/3 · loss 0.3333")
     assert "sha256 of its manifest" in screen
+    found = {one["name"]: one for one in json.loads(hone("plan", "--compare", job, "--json").stdout)["compared"]}
+    assert found["adapter/"]["measured_bytes"] > 0 and found["a process"]["planned_bytes"] > 0
     assert len(screen.splitlines()) <= 24
 
     fetched = hone("download", job, tmp_path / "out")

@@ -25,7 +25,7 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 EVERYWHERE = {"--help"}
 OPTIONS = {
     "run": {"--set", "--json", "--server", "--namespace"},
-    "plan": {"--set", "--explain", "--json", "--server", "--namespace"},
+    "plan": {"--set", "--explain", "--compare", "--json", "--server", "--namespace"},
     "data": {"--set", "--json"},
     "submit": {
         "--set", "--job-id", "--request-id", "--validate-only", "--json", "--server", "--namespace",
@@ -151,6 +151,13 @@ def test_explain_shows_the_formula_of_every_figure(request_file: Path, capsys: p
     assert "P × 2 B / 1, P = 7,248,023,552" in out
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_a_plan_is_asked_of_a_file_or_a_job(request_file: Path, capsys: pytest.CaptureFixture[str], both: bool) -> None:
+    words = [str(request_file), "--compare", "demo"] if both else []
+    assert application.run(["plan", *words]) == 2
+    assert "One of FILE and --compare JOB is needed" in capsys.readouterr().err
+
+
 def test_plan_as_json_has_the_documented_keys(request_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert application.run(["plan", str(request_file), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
@@ -184,7 +191,7 @@ def test_a_failure_under_json_is_an_object_on_stdout(request_file: Path, capsys:
     ("arguments", "sentence"),
     [
         (["pln"], "No such command 'pln'. Did you mean 'plan'?"),
-        (["plan"], "Missing argument 'FILE'"),
+        (["run"], "Missing argument 'FILE'"),
         (["plan", "x.yaml", "--explian"], "No such option: --explian"),
         (["list", "--limit", "0"], "--limit"),
         (["prune", "--older-than", "soon"], "'soon' is not an age: write 90m, 12h or 30d."),

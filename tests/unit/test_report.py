@@ -1,6 +1,7 @@
 """The page about a run, and its charts."""
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -12,6 +13,7 @@ import pytest
 from hone.job import Event, Failure, FailureClass
 from hone.report import Facts, render
 from hone.report.charts import MAX_POINTS, Line, chart, smoothed, thinned
+from hone.report.compared import compared
 
 from .test_plan import plan
 
@@ -71,7 +73,7 @@ def test_the_page_says_first_what_changed_and_holds_all_that_a_run_told() -> Non
     assert "evaluation loss 5.5 → 5.25" in text
     assert "training loss, first and last tenth 4 → 1.333" in text
     assert "steps 3 of 3" in text
-    assert "memory of one machine" in text and "3.0 GiB by the first rank" in text
+    assert re.search(r"H200, allocated \S+ GiB – H200, reserved \S+ GiB – host, a process \S+ GiB 3.0 GiB", text)
     assert "up to 32 6" in text
     assert "adapter/ file:///a" in text
     assert "torch 2.13.0" in text
@@ -83,6 +85,22 @@ def test_the_page_loads_nothing_and_runs_nothing_whatever_a_model_answers() -> N
     assert not found.addresses
     assert "<script>x</script>" in found.text  # as text
     assert "What is <b>?" in found.text
+
+
+def test_a_plan_is_held_against_what_was_measured() -> None:
+    made = plan().plan
+    peaks = {"peak_host_bytes": 3.0 * 2**30, "peak_gpu_bytes": 2.0 * 2**30, "peak_gpu_reserved_bytes": 2.5 * 2**30}
+    [(kind, size)] = made.output_bytes.items()
+    output = event("output", 9, fields={"kind": kind, "size_bytes": str(2 * size)})
+    found = {one.name: one for one in compared(made, [event("note", 8, metrics=peaks), output])}
+    allocated, reserved = found[f"{made.gpu}, allocated"], found[f"{made.gpu}, reserved"]
+    sizes = {item.name: item.size_bytes for item in made.memory}
+    assert allocated.planned_bytes == made.peak_bytes - sizes["context"] - sizes["fragmentation"] - sizes["margin"]
+    assert reserved.planned_bytes - allocated.planned_bytes == sizes["fragmentation"]
+    assert (allocated.measured_bytes, reserved.measured_bytes) == (2 * 2**30, 2.5 * 2**30)
+    assert found["host, a process"].measured_bytes == 3 * 2**30
+    assert found[f"{kind}/"].ratio == 2.0
+    assert all(one.measured_bytes is None for one in compared(made, []))
 
 
 def test_samples_are_told_in_order_of_training_under_their_prompt() -> None:

@@ -13,8 +13,9 @@ from hone.cli.connection import connect
 from hone.cli.console import answers
 from hone.cli.environment import read_settings
 from hone.cli.failure import ExitCode
-from hone.cli.options import AsJson, Namespace, Overrides, RequestFile, Server
+from hone.cli.options import AsJson, Namespace, Overrides, Server
 from hone.cli.request import about, load
+from hone.errors import UserError
 
 if TYPE_CHECKING:
     from hone.job import Launch, Plan
@@ -24,9 +25,15 @@ BAR_WIDTH = 24
 
 
 def plan(
-    file: RequestFile,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="The request: a YAML or JSON file; `hone spec` lists its fields."),
+    ] = None,
     overrides: Overrides = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show the formula of every figure.")] = False,
+    compare: Annotated[
+        str, typer.Option(metavar="JOB", help="Put what a job took beside what its plan said, instead of a FILE.")
+    ] = "",
     as_json: AsJson = False,
     server: Server = "",
     namespace: Namespace = "",
@@ -35,6 +42,10 @@ def plan(
 
     Ends with 0 when it fits and 1 when it does not. With a server, the answer is about that server's machines.
     """
+    if bool(file) == bool(compare):
+        raise UserError("One of FILE and --compare JOB is needed: a request, or a job that has run.")
+    if file is None:
+        return _compare(compare, server, namespace, as_json=as_json)
     spec = load(file, overrides)
     with about(file):
         resolved, planned, why_not_here = _planned_by(server, namespace, spec) if server else _planned_here(spec)
@@ -44,6 +55,36 @@ def plan(
         print_plan(answers(), resolved, planned, explain=explain)
         _print_rest(resolved, planned, why_not_here, file)
     return ExitCode.DONE if planned.fits else ExitCode.FAILED
+
+
+def _compare(job_id: str, server: str, namespace: str, *, as_json: bool) -> int:
+    """Lines of the plan that a job was started with, and what it measured."""
+    from hone.report.compared import compared
+
+    with connect(server, namespace) as connection:
+        job = connection.client.get(job_id)
+        found = compared(job.plan, list(connection.client.events(job.id))) if job.plan else ()
+    if job.plan is None:
+        raise UserError(f"{job.id} has no plan: it was applied by hand.")
+    if as_json:
+        rows = [{**as_data(one), "ratio": one.ratio} for one in found]
+        print_json({"job": job.id, "plan": as_data(job.plan), "compared": rows})
+        return ExitCode.DONE
+    table = Table.grid(padding=(0, 2))
+    for _ in range(2):
+        table.add_column()
+    for _ in range(3):
+        table.add_column(justify="right")
+    table.add_row("", "", "planned", "measured", "ratio")
+    for item in job.plan.memory:
+        table.add_row("", item.name, q.size(item.size_bytes))
+    for one in found:
+        measured = "–" if one.measured_bytes is None else q.size(one.measured_bytes)
+        table.add_row("", one.name, q.size(one.planned_bytes), measured, f"{one.ratio:.2f}" if one.ratio else "")
+    console = answers()
+    console.print(f"{job.id}: what its plan said, line by line, and what its first rank took.")
+    console.print(table)
+    return ExitCode.DONE
 
 
 def not_served(spec: "JobSpec") -> str:

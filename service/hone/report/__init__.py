@@ -17,6 +17,7 @@ import yaml
 from hone import quantities as q
 from hone.job import Event, EventType, Failure, Plan
 from hone.report.charts import SMALL, WIDE, Line, chart
+from hone.report.compared import compared
 from hone.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -150,29 +151,18 @@ def _plan_rows(facts: Facts) -> list[tuple[str, str, str]]:
     """Planned and measured, by what: the rows of one table."""
     if facts.plan is None:
         return []
-    plan, peaks = facts.plan, _metrics_of(facts.events, "peak_host_bytes")
-    on_gpu = plan.launch.device == "cuda"
-    rows = []
-    if on_gpu:
-        allocated, reserved = peaks.get("peak_gpu_bytes"), peaks.get("peak_gpu_reserved_bytes")
-        measured = f"{q.size(allocated)} allocated, {q.size(reserved)} reserved" if allocated and reserved else "–"
-        rows.append((f"memory of one {plan.gpu or 'GPU'}", q.size(plan.peak_bytes), measured))
-    host = f"{q.size(peaks['peak_host_bytes'])} by the first rank" if "peak_host_bytes" in peaks else "–"
-    rows.append(("memory of one machine", q.size(plan.host_memory_bytes), host))
+    plan = facts.plan
+    sizes = [
+        (one.name, q.size(one.planned_bytes), "–" if one.measured_bytes is None else q.size(one.measured_bytes))
+        for one in compared(plan, facts.events)
+    ]
     steps, last = _progress(facts.events), _last_metrics(facts.events)
     done = q.count(steps[-1].step or 0) if steps else "–"
-    rows.append(("steps", q.count(plan.max_steps or last.get("max_steps", 0)) if plan.max_steps or last else "–", done))
+    expected = q.count(plan.max_steps or last.get("max_steps", 0)) if plan.max_steps or last else "–"
+    rows = [*sizes, ("steps", expected, done)]
     low, high = plan.seconds_low, plan.seconds_high
     expected = f"{q.duration(low)} to {q.duration(high)}" if low is not None and high is not None else "–"
-    rows.append(("time", expected, _took(facts.events)))
-    sizes = {event.fields["kind"]: int(event.fields["size_bytes"]) for event in facts.events if _is_output(event)}
-    for kind, planned in plan.output_bytes.items():
-        rows.append((f"{kind}/", q.size(planned), q.size(sizes[kind]) if kind in sizes else "–"))
-    return rows
-
-
-def _is_output(event: Event) -> bool:
-    return event.type == EventType.OUTPUT and event.fields.get("size_bytes", "").isdigit()
+    return [*rows, ("time", expected, _took(facts.events))]
 
 
 def _metrics_of(events: Sequence[Event], name: str) -> Mapping[str, float]:
