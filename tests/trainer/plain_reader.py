@@ -31,7 +31,7 @@ def answer(base: str, adapter: str, merged: str) -> dict[str, Any]:
     return {
         "moved": float((adapted - before).abs().max()),
         "merged": float((whole - adapted).abs().max()),
-        "tokens": [len(AutoTokenizer.from_pretrained(place)) for place in (adapter, merged)],
+        "tokens": [len(AutoTokenizer.from_pretrained(place)) for place in (base, adapter, merged)],
         "hone": [name for name in sys.modules if name.partition(".")[0] in ("hone", "hone_trainer")],
     }
 

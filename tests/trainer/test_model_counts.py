@@ -20,6 +20,7 @@ from hone.modelinfo import (  # noqa: E402
     select,
     shipped_configs,
 )
+from hone.plan import EAGER_ONLY  # noqa: E402
 
 # peft 0.21 still reads the property that transformers 5.23 renamed; nothing of ours touches it.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -32,6 +33,9 @@ SMALL |= {"intermediate_size": 80, "vocab_size": 96, "max_position_embeddings": 
 SMALL_OPT = {"model_type": "opt", "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 80}
 SMALL_OPT |= {"vocab_size": 96, "max_position_embeddings": 64}
 SMALL_GPT2 = {"model_type": "gpt2", "n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 96, "n_positions": 64}
+SMALL_FALCON = {"model_type": "falcon", "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL_FALCON |= {"vocab_size": 96, "max_position_embeddings": 64}
+MANY = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 VARIANTS: list[dict[str, Any]] = [
     *({**SMALL, "model_type": family} for family in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3")),
     {**SMALL, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
@@ -52,6 +56,18 @@ VARIANTS: list[dict[str, Any]] = [
     SMALL_OPT,
     {**SMALL_OPT, "word_embed_proj_dim": 24, "do_layer_norm_before": False},
     {**SMALL_OPT, "enable_bias": False, "_remove_final_layer_norm": True, "tie_word_embeddings": False},
+    *({**SMALL, "model_type": family} for family in ("olmo2", "smollm3", "gemma3_text", "starcoder2")),
+    {**SMALL, "model_type": "olmo2", "attention_bias": True, "tie_word_embeddings": True},
+    {**SMALL, "model_type": "gemma3_text", "head_dim": 16, "tie_word_embeddings": False},
+    {**SMALL, "model_type": "starcoder2", "use_bias": False, "tie_word_embeddings": False},
+    {**SMALL, **MANY, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 40},
+    {**SMALL, **MANY, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 30, "qkv_bias": False},
+    {**SMALL, **MANY, "model_type": "qwen3_moe", "head_dim": 20},
+    {**SMALL, **MANY, "model_type": "qwen3_moe", "attention_bias": True, "tie_word_embeddings": True},
+    SMALL_FALCON,
+    {**SMALL_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+    {**SMALL_FALCON, "new_decoder_architecture": True, "num_ln_in_parallel_attn": 1, "tie_word_embeddings": False},
+    {**SMALL_FALCON, "multi_query": False, "parallel_attn": False, "bias": True, "alibi": True, "ffn_hidden_size": 100},
     {"model_type": "distilbert", "dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 80, "vocab_size": 96},
 ]
 for variant in VARIANTS:
@@ -117,6 +133,11 @@ def test_lora_trains_what_peft_counts_in_every_family(name: str) -> None:
 @every_variant
 def test_every_variant_of_a_family_is_exact(config: dict[str, Any]) -> None:
     assert read_config(config).parameters == build(config).num_parameters()
+
+
+@every_variant
+def test_the_families_without_sdpa_are_known(config: dict[str, Any]) -> None:
+    assert build(config)._supports_sdpa is (config["model_type"] not in EAGER_ONLY)
 
 
 @every_variant

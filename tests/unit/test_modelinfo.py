@@ -96,6 +96,13 @@ PUBLISHED = {
     "facebook/opt-125m": 125_239_296,
     "facebook/opt-1.3b": 1_315_758_080,
     "distilbert/distilbert-base-uncased": 66_985_530,
+    "tiiuae/falcon-7b": 6_921_720_704,
+    "bigcode/starcoder2-3b": 3_030_371_328,
+    "google/gemma-3-1b-pt": 999_885_952,
+    "allenai/OLMo-2-1124-7B": 7_298_617_344,
+    "HuggingFaceTB/SmolLM3-3B": 3_075_098_624,
+    "Qwen/Qwen1.5-MoE-A2.7B": 14_315_784_192,
+    "Qwen/Qwen3-30B-A3B": 30_532_122_624,
 }
 
 

@@ -64,6 +64,21 @@ def sizes(answer: Plan) -> dict[str, int]:
     return {item.name: item.size_bytes for item in answer.memory}
 
 
+def test_eager_attention_keeps_the_scores_of_all_heads() -> None:
+    fixed = {"adapter": {"lora": {}}, "training": {"micro_batch_size": 2}, "compute": ONE_H200}
+    eager = plan(model={"source": MISTRAL, "attention": "eager"}, **fixed).plan
+    layers = 1 if eager.launch.activation_checkpointing else 32
+    assert sizes(eager)["attention scores"] == layers * 2 * 32 * 2048**2 * (4 + 2)
+    assert "attention scores" not in sizes(plan(**fixed).plan)
+
+
+def test_grpo_keeps_a_reference_where_it_pays_for_its_distance() -> None:
+    rewards = [{"regex": {"pattern": "x"}}]
+    for beta, keeps in ((0.0, False), (0.1, True)):
+        answer = plan(method={"grpo": {"rewards": rewards, "beta": beta}}, compute=ONE_H200).plan
+        assert ("reference model" in sizes(answer)) is keeps
+
+
 def test_a_pair_is_two_sequences() -> None:
     fixed = {"adapter": {"lora": {}}, "training": {"micro_batch_size": 2}, "compute": {"gpu": "H100-80GB"}}
     one = plan(method={"sft": {"max_length": 1024}}, **fixed).plan

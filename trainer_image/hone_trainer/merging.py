@@ -138,7 +138,7 @@ def _load(base: Source, model: Model, dtype: torch.dtype, config: Any = None) ->
     from transformers import AutoModelForCausalLM
 
     options = {"quantization_config": config, "device_map": {"": "cpu"}} if config else {}
-    attention = "sdpa" if model.attention in ("auto", "flash_attention_2") else model.attention
+    attention = None if model.attention in ("auto", "flash_attention_2") else model.attention
     found = AutoModelForCausalLM.from_pretrained(
         base.path, dtype=dtype, attn_implementation=attention, use_safetensors=True, local_files_only=True, **options
     )

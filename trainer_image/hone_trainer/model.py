@@ -155,7 +155,7 @@ def load_model(
     """The model with weights for every parameter, on the CPU; with `quantization` (transformers' configuration) on
     `device`; with `scores` as a reward model, whose head is random where the files have none. It grows by the request's
     new tokens, and to the `rows` that an adapter of it needs. Raises RunFailed (USER) where the files do not fit it."""
-    attention = "sdpa" if model.attention == "auto" else model.attention
+    attention = None if model.attention == "auto" else model.attention  # None: sdpa where the family has it
     try:
         loaded, info = auto_model(scores=scores).from_pretrained(
             source.path,
@@ -173,7 +173,7 @@ def load_model(
             raise
         raise RunFailed(
             TrainerExit.USER,
-            f"{source.asked} cannot be loaded with {attention} attention: {str(error).splitlines()[0]}",
+            f"{source.asked} cannot be loaded with {model.attention} attention: {str(error).splitlines()[0]}",
         ) from error
     if missing := sorted(key for key in info["missing_keys"] if not (scores and key.partition(".")[0] in HEADS)):
         raise RunFailed(

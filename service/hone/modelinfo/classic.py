@@ -1,4 +1,4 @@
-"""Families with LayerNorm and a plain MLP: GPT-2, GPT-NeoX (Pythia), OPT, DistilBERT.
+"""Families with LayerNorm and a plain MLP: GPT-2, GPT-NeoX (Pythia), OPT, Falcon, StarCoder2, DistilBERT.
 
 Sources: the modeling_*.py of each family in transformers 5; their paths are the ones that PEFT matches.
 """
@@ -88,6 +88,67 @@ def opt(config: Config) -> ModelShape:
         decoder_head(config, hidden_size=width, vocab_size=vocab, tied=tied),
     )
     return _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+
+
+def falcon(config: Config) -> ModelShape:
+    hidden, heads, vocab = (
+        config.number("hidden_size"),
+        config.number("num_attention_heads"),
+        config.number("vocab_size"),
+    )
+    head_dim, inner = hidden // heads, config.number("ffn_hidden_size", 4 * hidden)
+    is_new, in_parallel = config.flag("new_decoder_architecture", False), config.flag("parallel_attn", True)
+    kv_heads = heads
+    if is_new:
+        kv_heads = config.number("num_kv_heads", heads)
+    elif config.flag("multi_query", True):
+        kv_heads = 1
+    norms = ["input_layernorm"] if in_parallel else ["input_layernorm", "post_attention_layernorm"]
+    if in_parallel and config.number("num_ln_in_parallel_attn", 2 if is_new else 1) == 2:
+        norms = ["ln_attn", "ln_mlp"]
+    bias, tied = config.flag("bias", False), config.flag("tie_word_embeddings", True)
+    block = Block(prefix="transformer.h.{}", layers=range(config.number("num_hidden_layers")))
+    queries_and_more = (heads + 2 * kv_heads) * head_dim
+    modules = (
+        embedding("transformer.word_embeddings", vocab, hidden),
+        block.linear("self_attention.query_key_value", "attention", hidden, queries_and_more, bias=bias),
+        block.linear("self_attention.dense", "attention", hidden, hidden, bias=bias),
+        block.linear("mlp.dense_h_to_4h", "mlp", hidden, inner, bias=bias),
+        block.linear("mlp.dense_4h_to_h", "mlp", inner, hidden, bias=bias),
+        *(block.layer_norm(name, hidden) for name in norms),
+        Module(path="transformer.ln_f", role="norm", weights=hidden, biases=hidden),
+        decoder_head(config, hidden_size=hidden, vocab_size=vocab, tied=tied),
+    )
+    positions = config.number("max_position_embeddings", 2048)
+    shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    return replace(shape, num_key_value_heads=kv_heads)
+
+
+def starcoder2(config: Config) -> ModelShape:
+    hidden, heads, vocab = (
+        config.number("hidden_size"),
+        config.number("num_attention_heads"),
+        config.number("vocab_size"),
+    )
+    kv_heads = config.number("num_key_value_heads", heads)
+    inner, positions = config.number("intermediate_size"), config.number("max_position_embeddings")
+    bias, tied = config.flag("use_bias", True), config.flag("tie_word_embeddings", True)
+    keys = kv_heads * (hidden // heads)
+    block = Block(prefix="model.layers.{}", layers=range(config.number("num_hidden_layers")))
+    modules = (
+        embedding("model.embed_tokens", vocab, hidden),
+        block.linear("self_attn.q_proj", "attention", hidden, hidden, bias=bias),
+        *(block.linear(f"self_attn.{name}_proj", "attention", hidden, keys, bias=bias) for name in ("k", "v")),
+        block.linear("self_attn.o_proj", "attention", hidden, hidden, bias=bias),
+        block.linear("mlp.c_fc", "mlp", hidden, inner, bias=bias),
+        block.linear("mlp.c_proj", "mlp", inner, hidden, bias=bias),
+        block.layer_norm("input_layernorm", hidden),
+        block.layer_norm("post_attention_layernorm", hidden),
+        Module(path="model.norm", role="norm", weights=hidden, biases=hidden),
+        decoder_head(config, hidden_size=hidden, vocab_size=vocab, tied=tied),
+    )
+    shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    return replace(shape, num_key_value_heads=kv_heads)
 
 
 def distilbert(config: Config) -> ModelShape:

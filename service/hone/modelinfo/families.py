@@ -15,17 +15,24 @@ from hone.modelinfo.shape import BadConfig, ModelShape, UnknownFamily
 
 FAMILIES: Mapping[str, Callable[[Config], ModelShape]] = {
     "distilbert": classic.distilbert,
+    "falcon": classic.falcon,
     "gemma": gated.gemma,
     "gemma2": gated.gemma2,
+    "gemma3_text": gated.gemma3_text,
     "gpt2": classic.gpt2,
     "gpt_neox": classic.gpt_neox,
     "llama": gated.llama,
     "mistral": gated.mistral,
     "mixtral": gated.mixtral,
+    "olmo2": gated.olmo2,
     "opt": classic.opt,
     "phi3": gated.phi3,
     "qwen2": gated.qwen2,
+    "qwen2_moe": gated.qwen2_moe,
     "qwen3": gated.qwen3,
+    "qwen3_moe": gated.qwen3_moe,
+    "smollm3": gated.smollm3,
+    "starcoder2": classic.starcoder2,
 }
 
 

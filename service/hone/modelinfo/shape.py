@@ -107,6 +107,7 @@ class ModelShape:
     """The output head is the input embedding: one weight, counted once."""
     num_experts: int = 0
     num_experts_per_token: int = 0
+    """Experts whose activations one token holds: those that it is sent to, and a shared one by its width."""
     modules: tuple[Module, ...]
     weight_bytes_on_disk: int | None = None
     """Size of the safetensors files; None where the source is not a local directory."""

@@ -27,6 +27,8 @@ from hone.spec import Adapter, JobSpec, Lora, Training
 from hone.spec.rewards import reward_models
 
 __all__ = ["Hardware", "Planned", "make_plan"]
+EAGER_ONLY = frozenset({"gemma2"})
+"""Families for which transformers has no kernel that leaves the attention's scores out of memory."""
 LEARNING_RATES = {"dpo": 5e-5, "ppo": 1e-5, "grpo": 1e-6}
 MODEL_FLOP_UTILIZATION = (0.20, 0.42)
 """Share of the peak that training reaches: plain Hugging Face code at the low end, the best published at the high."""
@@ -101,7 +103,9 @@ def _workload(spec: JobSpec, shape: ModelShape) -> Workload:
     generation = method.rewarded
     length = part.max_length if part else generation.max_prompt_length + generation.max_new_tokens if generation else 8
     full = spec.adapter is None
-    compares = bool(method.ppo or (method.dpo and not method.dpo.precompute_reference))
+    compares = bool(
+        method.ppo or (method.grpo and method.grpo.beta) or (method.dpo and not method.dpo.precompute_reference)
+    )
     return Workload(
         shape=shape,
         trained=_trained(spec, shape),
@@ -115,6 +119,7 @@ def _workload(spec: JobSpec, shape: ModelShape) -> Workload:
         generated_tokens=generation.max_new_tokens if generation else 0,
         answers=method.ppo.batch_size if method.ppo else 0,
         packed=bool(method.sft and method.sft.packing and spec.model.attention != "flash_attention_2"),
+        eager=spec.model.attention == "eager" or (spec.model.attention == "auto" and shape.model_type in EAGER_ONLY),
         dropout=bool(spec.adapter and spec.adapter.lora.dropout),
         optimizer=spec.training.optimizer,
         merges=method.merge is not None,

@@ -52,6 +52,8 @@ class Workload:
     """Whether the model answers with one score, and no head makes logits."""
     generated_tokens: int
     packed: bool
+    eager: bool
+    """Whether attention keeps its scores, of every head, for every pair of tokens."""
     dropout: bool
     optimizer: str
     answers: int = 0
@@ -164,6 +166,10 @@ def _step(load: Workload, launch: Launch) -> list[MemoryItem]:
                 "dropout", copies / (layers if launch.activation_checkpointing else 1), "a copy of each adapted input"
             )
         )
+    if load.eager:
+        heads, kept = shape.num_attention_heads, 1 if launch.activation_checkpointing else layers
+        size = kept * rows * heads * s**2 * (4 + width)
+        items.append(_item("attention scores", size, f"{kept} layers × b·heads·s² × (4 + {width}) B: eager attention"))
     if load.packed:
         items.append(
             _item("attention mask", (s * rows) ** 2 * width, f"(s·b)² × {width} B: packed rows without flash attention")

@@ -35,7 +35,7 @@ class Model(Part):
     """Tokens to add to the vocabulary. Beside an adapter only their rows of embedding and head are trained, and saved
     in it."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = setting("auto", origin="transformers")
-    """The attention kernel; auto is sdpa unless the image carries flash attention."""
+    """The attention kernel; auto is sdpa, and eager for the families that have no other (gemma2)."""
 
 
 class Columns(Part):
