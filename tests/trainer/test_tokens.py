@@ -1,8 +1,10 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from hone_trainer.encoding import Encoded
-from hone_trainer.tokens import IGNORED, Collector, Packed, Tokens, pack
+from hone_trainer.tokens import IGNORED, Collector, Packed, TextPool, Tokens, pack
 
 EOS = 1
 
@@ -110,3 +112,17 @@ def test_the_digest_changes_with_a_token_a_label_or_a_border() -> None:
     )
     assert len({base.digest(), other_border.digest(), relabelled.digest()}) == 3
     assert base.digest() == make_tokens([3, 5]).digest()
+
+
+def test_texts_lie_in_a_file_and_come_back_as_a_column() -> None:
+    texts = ["", "ä", "\ud800", *(f"{number} " + "x" * 1000 for number in range(50_000))]
+    tracemalloc.start()
+    pool = TextPool()
+    for text in texts:
+        pool.add_text(text)
+    column = pool.column()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5e6
+    assert column[:3].to_pylist() == ["", "ä", "?"] and column[3:].to_pylist() == texts[3:]
+    assert TextPool().column().to_pylist() == []

@@ -30,7 +30,7 @@ from hone_trainer.encoding import (
 from hone_trainer.failure import RunFailed
 from hone_trainer.files import Row
 from hone_trainer.rows import Rows
-from hone_trainer.tokens import Counts, Pool, Prints, histogram
+from hone_trainer.tokens import Counts, Pool, Prints, TextPool, histogram
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ class _Limit(NamedTuple):
 def _collect(encoder: PromptEncoder, rows: Rows, limit: _Limit) -> tuple[pa.Table, Counts, Prints, str]:
     """The table, what became of the rows, and a SHA-256 of what is trained on: equal where training sees the same."""
     counts, prints, ids, lengths, digest = Counts(), Prints(), Pool(), array("q"), sha256()
-    numbers, prompts, whole = array("q"), list[str](), list[str]()
+    numbers, prompts, whole = array("q"), TextPool(), TextPool()
     for start, batch in rows.batches(BATCH):
         refuse_rows(rows, start, [encoder.problem(row) for row in batch])
         for offset, row in enumerate(batch):
@@ -178,8 +178,8 @@ def _collect(encoder: PromptEncoder, rows: Rows, limit: _Limit) -> tuple[pa.Tabl
             digest.update(len(found).to_bytes(8, "big") + found.tobytes() + text.encode("utf-8", "replace"))
             ids.add(found)
             numbers.append(number)
-            prompts.append(json.dumps(prompt, ensure_ascii=False, default=str))
-            whole.append(text)
+            prompts.add_text(json.dumps(prompt, ensure_ascii=False, default=str))
+            whole.add_text(text)
     counts.rows, counts.tokens, counts.longest_row = len(lengths), sum(lengths), max(lengths, default=0)
     counts.rows_used = counts.sequences = len(numbers)
     counts.rows_dropped, counts.tokens_dropped = counts.rows - counts.rows_used, counts.tokens - int(ids.offsets[-1])
@@ -195,8 +195,8 @@ def _collect(encoder: PromptEncoder, rows: Rows, limit: _Limit) -> tuple[pa.Tabl
     table = pa.table(
         {
             "prompt_ids": pa.LargeListArray.from_arrays(pa.array(ids.offsets), pa.array(ids.numbers())),
-            "prompt": pa.array(prompts, type=pa.large_string()),
-            "row": pa.array(whole, type=pa.large_string()),
+            "prompt": prompts.column(),
+            "row": whole.column(),
             "rows": pa.ListArray.from_arrays(singles, pa.array(np.frombuffer(numbers, dtype=np.int64))),
         }
     )

@@ -1,7 +1,8 @@
 """Token rows in flat arrays: cutting, dropping, splitting and packing them, with everything that is lost counted.
 
-Numpy only. Called by data.py and pairs.py; the arrays become the data set that the trainer reads. Tokens lie in
-temporary files that are mapped: of a large data set only its borders, 24 bytes a row, are in memory.
+Numpy and Arrow only. Called by data.py, pairs.py and prompts.py; the arrays become the data set that the trainer reads.
+Tokens and texts lie in temporary files that are mapped: of a large data set only its borders, 24 bytes a row, are in
+memory.
 """
 
 import mmap
@@ -14,9 +15,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from hone_trainer.encoding import Encoded
 
@@ -26,16 +29,18 @@ IGNORED = -100
 
 
 class Pool:
-    """Whole numbers that grow in a temporary file."""
+    """Rows of tokens that grow in a temporary file."""
+
+    _type: type[np.generic] = np.int32
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the pool)
         weakref.finalize(self, self._file.close)
         self._lengths = array("q", [0])
 
-    def add(self, numbers: npt.NDArray[np.int32]) -> None:
+    def add(self, numbers: npt.NDArray[Any]) -> None:
         """One row more."""
-        self._file.write(np.ascontiguousarray(numbers, dtype=np.int32).data)
+        self._file.write(np.ascontiguousarray(numbers, dtype=self._type).data)
         self._lengths.append(len(numbers))
 
     @property
@@ -43,12 +48,27 @@ class Pool:
         """Borders of the rows: row i is numbers[offsets[i]:offsets[i + 1]]."""
         return np.cumsum(np.frombuffer(self._lengths, dtype=np.int64))
 
-    def numbers(self) -> npt.NDArray[np.int32]:
+    def numbers(self) -> npt.NDArray[Any]:
         """All of them, mapped."""
         self._file.flush()
         if not self._file.tell():
-            return np.zeros(0, dtype=np.int32)
-        return np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.int32)
+            return np.zeros(0, dtype=self._type)
+        return np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), dtype=self._type)
+
+
+class TextPool(Pool):
+    """The same of texts, as UTF-8."""
+
+    _type = np.uint8
+
+    def add_text(self, text: str) -> None:
+        """One text more; what is no character becomes a question mark."""
+        self.add(np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8))
+
+    def column(self) -> pa.LargeStringArray:
+        """All of them, mapped."""
+        offsets, data = self.offsets, self.numbers()
+        return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
 
 
 class Prints:
