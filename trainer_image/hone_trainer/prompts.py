@@ -171,15 +171,16 @@ def _collect(encoder: PromptEncoder, rows: Rows, limit: _Limit) -> tuple[pa.Tabl
                 found = np.asarray(encoder.encode(prompt), dtype=np.int32)
             text = json.dumps(row, ensure_ascii=False, default=str)
             number = int(rows.indices[start + offset]) + 1
-            prints.add(number, found, np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8))
+            data = np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8)
+            prints.add(number, found, data)
             lengths.append(len(found))
             if len(found) > limit.tokens:
                 continue
-            digest.update(len(found).to_bytes(8, "big") + found.tobytes() + text.encode("utf-8", "replace"))
+            digest.update(len(found).to_bytes(8, "big") + found.tobytes() + data.tobytes())
             ids.add(found)
             numbers.append(number)
             prompts.add_text(json.dumps(prompt, ensure_ascii=False, default=str))
-            whole.add_text(text)
+            whole.add(data)
     counts.rows, counts.tokens, counts.longest_row = len(lengths), sum(lengths), max(lengths, default=0)
     counts.rows_used = counts.sequences = len(numbers)
     counts.rows_dropped, counts.tokens_dropped = counts.rows - counts.rows_used, counts.tokens - int(ids.offsets[-1])

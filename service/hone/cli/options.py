@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-RequestFile = Annotated[
-    Path, typer.Argument(metavar="FILE", help="The request: a YAML or JSON file; `hone spec` lists its fields.")
-]
+_REQUEST = typer.Argument(metavar="FILE", help="The request: a YAML or JSON file; `hone spec` lists its fields.")
+RequestFile = Annotated[Path, _REQUEST]
+RequestFileOrNone = Annotated[Path | None, _REQUEST]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Change one field of the file, as training.epochs=2. Repeatable."),

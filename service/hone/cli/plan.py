@@ -13,7 +13,7 @@ from hone.cli.connection import connect
 from hone.cli.console import answers
 from hone.cli.environment import read_settings
 from hone.cli.failure import ExitCode
-from hone.cli.options import AsJson, Namespace, Overrides, Server
+from hone.cli.options import AsJson, Namespace, Overrides, RequestFileOrNone, Server
 from hone.cli.request import about, load
 from hone.errors import UserError
 
@@ -25,10 +25,7 @@ BAR_WIDTH = 24
 
 
 def plan(
-    file: Annotated[
-        Path | None,
-        typer.Argument(metavar="FILE", help="The request: a YAML or JSON file; `hone spec` lists its fields."),
-    ] = None,
+    file: RequestFileOrNone = None,
     overrides: Overrides = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show the formula of every figure.")] = False,
     compare: Annotated[

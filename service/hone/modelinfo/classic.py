@@ -34,11 +34,7 @@ def gpt2(config: Config) -> ModelShape:
 
 
 def gpt_neox(config: Config) -> ModelShape:
-    hidden, heads, vocab = (
-        config.number("hidden_size"),
-        config.number("num_attention_heads"),
-        config.number("vocab_size"),
-    )
+    hidden, heads, vocab = _sizes(config)
     inner, positions = config.number("intermediate_size"), config.number("max_position_embeddings")
     bias, tied = config.flag("attention_bias", True), config.flag("tie_word_embeddings", False)
     block = Block(prefix="gpt_neox.layers.{}", layers=range(config.number("num_hidden_layers")))
@@ -61,11 +57,7 @@ def opt(config: Config) -> ModelShape:
         raise BadConfig(
             f"config.json of {config.source} has layer_norm_elementwise_affine: false.", fix="Use another OPT model."
         )
-    hidden, heads, vocab = (
-        config.number("hidden_size"),
-        config.number("num_attention_heads"),
-        config.number("vocab_size"),
-    )
+    hidden, heads, vocab = _sizes(config)
     inner, positions = config.number("ffn_dim"), config.number("max_position_embeddings")
     width = config.number("word_embed_proj_dim", hidden)
     bias, tied = config.flag("enable_bias", True), config.flag("tie_word_embeddings", True)
@@ -91,11 +83,7 @@ def opt(config: Config) -> ModelShape:
 
 
 def falcon(config: Config) -> ModelShape:
-    hidden, heads, vocab = (
-        config.number("hidden_size"),
-        config.number("num_attention_heads"),
-        config.number("vocab_size"),
-    )
+    hidden, heads, vocab = _sizes(config)
     head_dim, inner = hidden // heads, config.number("ffn_hidden_size", 4 * hidden)
     is_new, in_parallel = config.flag("new_decoder_architecture", False), config.flag("parallel_attn", True)
     kv_heads = heads
@@ -125,11 +113,7 @@ def falcon(config: Config) -> ModelShape:
 
 
 def starcoder2(config: Config) -> ModelShape:
-    hidden, heads, vocab = (
-        config.number("hidden_size"),
-        config.number("num_attention_heads"),
-        config.number("vocab_size"),
-    )
+    hidden, heads, vocab = _sizes(config)
     kv_heads = config.number("num_key_value_heads", heads)
     inner, positions = config.number("intermediate_size"), config.number("max_position_embeddings")
     bias, tied = config.flag("use_bias", True), config.flag("tie_word_embeddings", True)
@@ -183,6 +167,11 @@ def _distilbert_head(config: Config, hidden: int, vocab: int, tied: bool) -> lis
         path="vocab_projector", role="head", in_features=hidden, out_features=vocab, bias=True, tied=tied
     )
     return [linear("vocab_transform", hidden), norm, projector]
+
+
+def _sizes(config: Config) -> tuple[int, int, int]:
+    """Width, attention heads and vocabulary by the names that most families have for them."""
+    return config.number("hidden_size"), config.number("num_attention_heads"), config.number("vocab_size")
 
 
 def _shape(
