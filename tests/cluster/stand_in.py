@@ -27,6 +27,7 @@ _run = Run.from_yaml(Path(os.environ["HONE_SPEC_FILE"]).read_text(encoding="utf-
 _labels = _run.spec.labels
 _seq = 0
 _unsent: list[Event] = []
+_last_words: dict[str, Any] = {}
 _reporter: Any = None
 
 
@@ -45,6 +46,8 @@ def event(
         now = datetime.now(UTC)
         data = {"seq": _seq, "type": kind, "message": message, "metrics": metrics, "fields": fields or {}, "step": step}
         say(json.dumps({**data, "time": now.isoformat()}))
+        if kind == "checkpoint":
+            _last_words["checkpoint"] = {**data, "time": now.isoformat()}
         if "reports" in _labels:
             report(Event(time=now, **data))
 
@@ -100,7 +103,7 @@ def fail(code: int, message: str) -> None:
         "exit_code": code,
         "log_tail": ["the last line"],
     }
-    Path("/dev/termination-log").write_text(json.dumps(failure), encoding="utf-8")
+    Path("/dev/termination-log").write_text(json.dumps({**failure, **_last_words}), encoding="utf-8")
     sys.exit(code)
 
 

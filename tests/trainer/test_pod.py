@@ -213,6 +213,8 @@ def test_sigterm_is_passed_on_and_the_reason_is_left_for_kubernetes(
     pod.process.send_signal(signal.SIGTERM)
     assert pod.wait(120) == TrainerExit.INTERRUPTED
     assert pod.message()["failure_class"] == "PREEMPTED"
+    told = pod.events("checkpoint")[-1]
+    assert parse_event(json.dumps(pod.message()["checkpoint"]).encode(), pod.message()["checkpoint"]["seq"]) == told
     assert [event.type for event in pod.events()].count("failure") == 1
 
 

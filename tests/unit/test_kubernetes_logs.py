@@ -1,11 +1,16 @@
 """A pod's log: whose each line is, what is an event, what was lost, and times that sort."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import cast
 
 import pytest
 
-from hone.backends.kubernetes.logs import TAIL_BYTES, _sortable, _split, _Tail, _with_gaps_told
+from hone.backends.kubernetes.client import Api
+from hone.backends.kubernetes.logs import TAIL_BYTES, PodLogs, _sortable, _split, _Tail, _with_gaps_told
+from hone.backends.kubernetes.objects import ContainerView, PodView
+from hone.errors import NotFound
 from hone.job import Event, EventType
 
 EVENT = json.dumps({"seq": 4, "time": "2026-11-24T12:00:00+00:00", "type": "note", "message": "x"}).encode() + b"\n"
@@ -40,6 +45,28 @@ def test_what_is_missing_is_told_in_its_place() -> None:
     assert told[0].message.startswith("Events 1 to 2 of the attempt are lost")
     assert told[3].message.startswith("Event 5 of the attempt is lost") and told[3].type == EventType.WARNING
     assert [found.seq for found in _with_gaps_told([event(3)], 2)] == [3]
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_log_that_is_gone_leaves_the_checkpoint_that_the_status_tells_of(is_gone: bool) -> None:
+    class Gone:
+        def stream(self, path: str, query: dict[str, str]) -> None:
+            raise NotFound(f"{path} is not there.")
+
+    told = {**json.loads(EVENT), "type": "checkpoint", "step": 7}
+    ended = ContainerView(ended_message=json.dumps({"message": "Stopped.", "checkpoint": told}))
+    now = datetime(2026, 11, 24, tzinfo=UTC)
+    pod = PodView(
+        namespace="a", name="p", uid="u", version="1", owner="j", owner_uid="o", create_time=now, phase="Failed",
+        trainer=ended, is_gone=is_gone,
+    )  # fmt: skip
+    logs = PodLogs(cast(Api, Gone()))
+    lost, event = logs.events(pod, after_seq=1)
+    assert (lost.seq, lost.type) == (3, EventType.WARNING)
+    assert (event.seq, event.type, event.step) == (4, "checkpoint", 7)
+    assert logs.events(pod, after_seq=4) == ()
+    for message in ("", "no JSON", "[]", '{"checkpoint": 3}', '{"checkpoint": {"seq": "4"}}'):
+        assert logs.events(replace(pod, trainer=replace(ended, ended_message=message)), after_seq=0) == ()
 
 
 def test_times_sort_however_they_are_written() -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import traceback
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,23 +175,29 @@ def failure_to_json(failure: Failure) -> dict[str, object]:
     return {name: value for name, value in scrubbed.items() if value is not None}
 
 
-def termination_message(failure: Failure) -> bytes:
-    """The failure for Kubernetes, which takes so many bytes: the oldest lines of the log go first, then long texts."""
+def termination_message(failure: Failure, checkpoint: Mapping[str, object] | None = None) -> bytes:
+    """The failure for Kubernetes, which takes so many bytes: the oldest lines of the log go first, then long texts.
+
+    With it the newest event that told of a checkpoint, under that name and with its `seq`: the log of a pod that is
+    deleted goes with it, its status is seen before.
+    """
+    told = {"checkpoint": checkpoint} if checkpoint else {}
     tail = list(failure.log_tail)
-    data = _as_message(failure, tail)
+    data = _as_message(failure, tail, told)
     while len(data) > TERMINATION_BYTES and tail:
         tail.pop(0)
-        data = _as_message(failure, tail)
+        data = _as_message(failure, tail, told)
     room = TERMINATION_BYTES // 2
-    while len(data) > TERMINATION_BYTES:
+    while len(data) > TERMINATION_BYTES and room:
         room //= 2  # a character may take six bytes
-        data = _as_message(replace(failure, message=failure.message[:room], next_step=failure.next_step[:room]), [])
-    return data
+        cut = replace(failure, message=failure.message[:room], next_step=failure.next_step[:room])
+        data = _as_message(cut, [], told)
+    return data if len(data) <= TERMINATION_BYTES else termination_message(failure)
 
 
-def _as_message(failure: Failure, tail: list[str]) -> bytes:
+def _as_message(failure: Failure, tail: list[str], told: Mapping[str, object]) -> bytes:
     record = failure_to_json(replace(failure, log_tail=tuple(tail)))
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace")
+    return json.dumps({**record, **told}, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def failure_from_json(data: dict[str, object]) -> Failure:

@@ -35,7 +35,7 @@ from hone_trainer.failure import (
 from hone_trainer.fit import Asked
 from hone_trainer.node import Node
 from hone_trainer.process import run_as_first
-from hone_trainer.report import say
+from hone_trainer.report import last_checkpoint, say
 from hone_trainer.supervisor import Setting, supervise
 
 _PLACES = {
@@ -71,7 +71,7 @@ def main() -> int:
         return int(refused.code)
     code = run_as_first(lambda: int(supervise(directory.path, setting)))
     if failure := _failure(directory, code):
-        _leave_message(environment, failure)
+        _leave_message(environment, failure, last_checkpoint(directory.events))
     return code if code >= 0 else _KILLED - code
 
 
@@ -134,8 +134,10 @@ def _failure(directory: RunDirectory, code: int) -> Failure | None:
     return failure_of(error)
 
 
-def _leave_message(environment: Mapping[str, str], failure: Failure) -> None:
+def _leave_message(
+    environment: Mapping[str, str], failure: Failure, checkpoint: Mapping[str, object] | None = None
+) -> None:
     """The termination message; without it Kubernetes takes the last lines of the log."""
     file = Path(environment.get("HONE_TERMINATION_FILE") or names.TERMINATION_MESSAGE_FILE)
     with suppress(OSError):
-        file.write_bytes(termination_message(failure))
+        file.write_bytes(termination_message(failure, checkpoint))

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,6 +83,16 @@ def parse_event(line: bytes, seq: int) -> Event:
         metrics=data["metrics"],
         fields=data["fields"],
     )
+
+
+def last_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The newest event of the file that tells of a checkpoint, as it is printed: with its `seq`."""
+    newest = None
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        for seq, line in enumerate(file, start=1):
+            if b'"checkpoint"' in line and (data := json.loads(line))["type"] == EventType.CHECKPOINT:
+                newest = {"seq": seq, **data}
+    return newest
 
 
 def say(text: str) -> None:

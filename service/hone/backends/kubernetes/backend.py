@@ -404,7 +404,7 @@ class KubernetesBackend:
 
     def _read_events(self, job: JobView, after_seq: int, *, ended: datetime | None) -> tuple[Event, ...]:
         pod = _newest(self._cache.pods(job.uid)).get(0)
-        if pod is None or pod.is_gone:
+        if pod is None:
             return ()
         try:
             return self._logs.events(pod, after_seq=after_seq)
@@ -412,7 +412,7 @@ class KubernetesBackend:
             if ended and (self._clock() - ended).total_seconds() < LOG_PATIENCE_S:
                 raise
             _log.warning("Job %s: events after %d are lost with its node. %s", job.name, after_seq, error)
-            return ()
+            return self._logs.events(replace(pod, is_gone=True), after_seq=after_seq)
 
     def _read(self, job: JobView, per_node: int, *, rank: int, tail: int | None, offset: int) -> Iterator[bytes]:
         pod = _newest(self._cache.pods(job.uid)).get(rank // per_node)

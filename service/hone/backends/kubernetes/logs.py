@@ -83,11 +83,14 @@ class PodLogs:
         return {rank: data for rank, tail in tails.items() if (data := tail.take())}
 
     def events(self, pod: PodView, *, after_seq: int) -> tuple[Event, ...]:
-        """The events after that one, in order; where some are missing, a warning in their place says so."""
+        """The events after that one, in order; where some are missing, a warning in their place says so. Where the log
+        is gone, what the pod's status tells is left."""
         found: dict[int, Event] = {}
-        for line in self._lines(pod, None):
+        for line in () if pod.is_gone else self._lines(pod, None):
             if (data := _event_of(line.text)) and (seq := data["seq"]) > after_seq:
                 found.setdefault(seq, parse_event(line.text, seq))
+        if (told := _last_words(pod)) and told.seq > after_seq:
+            found.setdefault(told.seq, told)
         return tuple(_with_gaps_told(sorted(found.values(), key=lambda event: event.seq), after_seq))
 
     def _from(self, pod: PodView, rank: int, first_rank: int, offset: int) -> Iterator[tuple[bytes, _Place]]:
@@ -171,6 +174,16 @@ def _split(text: bytes, first_rank: int) -> tuple[int | None, bytes]:
     if _event_of(text):
         return None, b""
     return first_rank, text
+
+
+def _last_words(pod: PodView) -> Event | None:
+    """The checkpoint that the trainer's termination message tells of."""
+    try:
+        line = json.dumps(json.loads(pod.trainer.ended_message if pod.trainer else "")["checkpoint"]).encode()
+    except (ValueError, KeyError, TypeError):
+        return None
+    data = _event_of(line)
+    return parse_event(line, data["seq"]) if data else None
 
 
 def _event_of(text: bytes) -> dict[str, int] | None:
