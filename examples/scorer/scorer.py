@@ -146,8 +146,8 @@ def main() -> None:
     if not works():
         sys.exit(f"{PYTHON} cannot be run by the user that answers run as: name another with --python.")
     server = ThreadingHTTPServer((arguments.host, arguments.port), Handler)
-    print(f"listening on {arguments.host}:{server.server_port}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    print(f"listening on {arguments.host}:{server.server_port}", flush=True)
     with suppress(KeyboardInterrupt):
         server.serve_forever()
 

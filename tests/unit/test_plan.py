@@ -83,7 +83,8 @@ def test_a_pair_is_two_sequences() -> None:
     fixed = {"adapter": {"lora": {}}, "training": {"micro_batch_size": 2}, "compute": {"gpu": "H100-80GB"}}
     one = plan(method={"sft": {"max_length": 1024}}, **fixed).plan
     two = plan(method={"dpo": PAIRS}, **fixed).plan
-    assert sizes(two)["activations"] == pytest.approx(2 * sizes(one)["activations"], rel=1e-6)
+    for line in ("norms", "attention", "mlp", "attention mask"):
+        assert sizes(two)[line] == pytest.approx(2 * sizes(one)[line], rel=1e-6)
 
 
 def test_full_dpo_keeps_a_copy_as_its_reference_unless_it_is_computed_once() -> None:

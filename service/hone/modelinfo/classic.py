@@ -4,10 +4,11 @@ Sources: the modeling_*.py of each family in transformers 5; their paths are the
 """
 
 from dataclasses import replace
+from typing import Literal
 
 from hone.modelinfo.block import Block, decoder_head, embedding
 from hone.modelinfo.config import Config
-from hone.modelinfo.shape import BadConfig, Linear, ModelShape, Module
+from hone.modelinfo.shape import BadConfig, Layer, Linear, ModelShape, Module
 
 
 def gpt2(config: Config) -> ModelShape:
@@ -30,7 +31,10 @@ def gpt2(config: Config) -> ModelShape:
         Module(path="transformer.ln_f", role="norm", weights=hidden, biases=hidden),
         decoder_head(config, hidden_size=hidden, vocab_size=vocab, tied=tied),
     )
-    return _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    return replace(
+        shape, layer=_layer(config, "gelu_new", "activation_function", residual="resid_pdrop", attention="attn_pdrop")
+    )
 
 
 def gpt_neox(config: Config) -> ModelShape:
@@ -49,7 +53,13 @@ def gpt_neox(config: Config) -> ModelShape:
         Module(path="gpt_neox.final_layer_norm", role="norm", weights=hidden, biases=hidden),
         decoder_head(config, hidden_size=hidden, vocab_size=vocab, tied=tied),
     )
-    return _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    return replace(
+        shape,
+        layer=replace(
+            _layer(config, "gelu", "hidden_act"), parallel=config.flag("use_parallel_residual", True), fused_qkv=True
+        ),
+    )
 
 
 def opt(config: Config) -> ModelShape:
@@ -79,7 +89,8 @@ def opt(config: Config) -> ModelShape:
         block.layer_norm("final_layer_norm", hidden),
         decoder_head(config, hidden_size=width, vocab_size=vocab, tied=tied),
     )
-    return _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    return replace(shape, layer=_layer(config, "relu", "activation_function", residual="dropout"))
 
 
 def falcon(config: Config) -> ModelShape:
@@ -109,7 +120,11 @@ def falcon(config: Config) -> ModelShape:
     )
     positions = config.number("max_position_embeddings", 2048)
     shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
-    return replace(shape, num_key_value_heads=kv_heads)
+    return replace(
+        shape,
+        num_key_value_heads=kv_heads,
+        layer=replace(_layer(config, "gelu", "activation"), parallel=in_parallel, norms_first=True, always_masked=True),
+    )
 
 
 def starcoder2(config: Config) -> ModelShape:
@@ -132,7 +147,7 @@ def starcoder2(config: Config) -> ModelShape:
         decoder_head(config, hidden_size=hidden, vocab_size=vocab, tied=tied),
     )
     shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
-    return replace(shape, num_key_value_heads=kv_heads)
+    return replace(shape, num_key_value_heads=kv_heads, layer=_layer(config, "gelu_pytorch_tanh", "hidden_act"))
 
 
 def distilbert(config: Config) -> ModelShape:
@@ -152,7 +167,8 @@ def distilbert(config: Config) -> ModelShape:
         block.layer_norm("output_layer_norm", hidden),
         *_distilbert_head(config, hidden, vocab, tied),
     )
-    return _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    return replace(shape, layer=replace(_layer(config, "gelu", "activation"), norms_after=True))
 
 
 def _distilbert_head(config: Config, hidden: int, vocab: int, tied: bool) -> list[Module]:
@@ -167,6 +183,18 @@ def _distilbert_head(config: Config, hidden: int, vocab: int, tied: bool) -> lis
         path="vocab_projector", role="head", in_features=hidden, out_features=vocab, bias=True, tied=tied
     )
     return [linear("vocab_transform", hidden), norm, projector]
+
+
+def _layer(config: Config, activation: str, key: str, *, residual: str = "", attention: str = "") -> Layer:
+    """A plain layer: by its activation's name, and by the keys of its own dropouts, which default to 0.1."""
+    asked = config.values.get(key) or activation
+    kinds: dict[str, Literal["gelu_new", "relu"]] = {"gelu_new": "gelu_new", "gelu_fast": "gelu_new", "relu": "relu"}
+    return Layer(
+        norm="layer",
+        mlp=kinds.get(asked, "gelu"),
+        residual_dropout=bool(residual and config.values.get(residual, 0.1)),
+        attention_dropout=bool(attention and config.values.get(attention, 0.1)),
+    )
 
 
 def _sizes(config: Config) -> tuple[int, int, int]:

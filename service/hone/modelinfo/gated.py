@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 
 from hone.modelinfo.block import Block, decoder_head, embedding
 from hone.modelinfo.config import Config
-from hone.modelinfo.shape import BadConfig, ModelShape, Module
+from hone.modelinfo.shape import BadConfig, Layer, ModelShape, Module
 
 TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
+LLAMA = Layer()
+GEMMA = Layer(scales_in_fp32=True)
+AFTER = Layer(scales_in_fp32=True, norms_after=True)
 FOUR_NORMS = (*TWO_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
@@ -52,13 +55,15 @@ def _qwen_experts(config: Config, shared: int) -> "Experts":
             f"config.json of {config.source} has layers without experts (mlp_only_layers, decoder_sparse_step).",
             fix="Use a model that has them in every layer, as the published ones.",
         )
-    return Experts(count=config.number("num_experts"), width=config.number("moe_intermediate_size"), shared=shared)
+    # transformers 5 writes the number of Qwen3's experts by the name that Mixtral has for it
+    name = "num_local_experts" if "num_local_experts" in config.values else "num_experts"
+    return Experts(count=config.number(name), width=config.number("moe_intermediate_size"), shared=shared)
 
 
 def olmo2(config: Config) -> ModelShape:
     norms = ("post_attention_layernorm", "post_feedforward_layernorm")
     bias = config.flag("attention_bias", False)
-    return decoder(config, Variant(qkv_bias=bias, o_bias=bias, whole_norms=True, norms=norms))
+    return decoder(config, Variant(qkv_bias=bias, o_bias=bias, whole_norms=True, norms=norms, layer=AFTER))
 
 
 def smollm3(config: Config) -> ModelShape:
@@ -69,12 +74,16 @@ def smollm3(config: Config) -> ModelShape:
 
 def gemma(config: Config) -> ModelShape:
     bias = config.flag("attention_bias", False)
-    return decoder(config, Variant(qkv_bias=bias, o_bias=bias, tied_by_default=True, default_head_dim=256))
+    variant = Variant(qkv_bias=bias, o_bias=bias, tied_by_default=True, default_head_dim=256, layer=GEMMA)
+    return decoder(config, variant)
 
 
 def gemma2(config: Config) -> ModelShape:
     bias = config.flag("attention_bias", False)
-    variant = Variant(qkv_bias=bias, o_bias=bias, tied_by_default=True, default_head_dim=256, norms=FOUR_NORMS)
+    layer = replace(GEMMA, softcap=config.values.get("attn_logit_softcapping", 50.0) is not None)
+    variant = Variant(
+        qkv_bias=bias, o_bias=bias, tied_by_default=True, default_head_dim=256, norms=FOUR_NORMS, layer=layer
+    )
     return decoder(config, variant)
 
 
@@ -82,13 +91,14 @@ def gemma3_text(config: Config) -> ModelShape:
     """Gemma 3 without its eyes, as the 1B model; the larger ones are another family, with a picture encoder."""
     bias = config.flag("attention_bias", False)
     variant = Variant(
-        qkv_bias=bias, o_bias=bias, head_norms=True, tied_by_default=True, default_head_dim=256, norms=FOUR_NORMS
-    )
+        qkv_bias=bias, o_bias=bias, head_norms=True, tied_by_default=True, default_head_dim=256, norms=FOUR_NORMS,
+        layer=GEMMA,
+    )  # fmt: skip
     return decoder(config, variant)
 
 
 def phi3(config: Config) -> ModelShape:
-    return decoder(config, Variant(fused=True))
+    return decoder(config, Variant(fused=True, layer=Layer(fused_qkv=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +134,7 @@ class Variant:
     norms: tuple[str, ...] = TWO_NORMS
     tied_by_default: bool = False
     """What the family's class says where config.json does not say `tie_word_embeddings`."""
+    layer: Layer = LLAMA
     default_head_dim: int | None = None
     """Its class's own head_dim; None is hidden_size / num_attention_heads."""
 
@@ -147,6 +158,7 @@ def decoder(config: Config, variant: Variant) -> ModelShape:
         num_experts=experts.count if experts else 0,
         num_experts_per_token=config.number("num_experts_per_tok") + experts.shared_as_experts if experts else 0,
         modules=(),
+        layer=variant.layer,
     )
     block = Block(prefix="model.layers.{}", layers=range(shape.num_layers))
     modules = (

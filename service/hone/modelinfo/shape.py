@@ -89,6 +89,32 @@ class Linear(Module):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Layer:
+    """How a layer computes, as far as that decides what it keeps for its backward pass."""
+
+    norm: Literal["rms", "layer"] = "rms"
+    scales_in_fp32: bool = False
+    """Whether an RMSNorm multiplies by its weight in fp32, before it goes back to the precision of its input."""
+    norms_after: bool = False
+    """Norms stand behind attention and MLP, whose linear layers read the residual stream itself."""
+    parallel: bool = False
+    """Attention and MLP read the same input, and so do their norms."""
+    norms_first: bool = False
+    """Both are computed before anything reads them."""
+    mlp: Literal["gated", "gelu", "gelu_new", "relu"] = "gated"
+    """`gelu_new` is computed in Python, step by step."""
+    fused_qkv: bool = False
+    """Values stay a view of what one projection made for queries, keys and values, and the output is copied."""
+    always_masked: bool = False
+    """Its attention takes a mask where none is needed, too."""
+    residual_dropout: bool = False
+    attention_dropout: bool = False
+    """The model's own, of supervised fine-tuning: methods that compare two passes turn it off."""
+    softcap: bool = False
+    """The attention's scores pass a tanh."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """What config.json tells of one model."""
 
@@ -109,6 +135,7 @@ class ModelShape:
     num_experts_per_token: int = 0
     """Experts whose activations one token holds: those that it is sent to, and a shared one by its width."""
     modules: tuple[Module, ...]
+    layer: Layer = Layer()
     weight_bytes_on_disk: int | None = None
     """Size of the safetensors files; None where the source is not a local directory."""
 

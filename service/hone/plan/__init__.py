@@ -11,6 +11,7 @@ from functools import lru_cache
 from hone.errors import InvalidRequest, UserError, Violation
 from hone.job import Alternative, Launch, Plan
 from hone.modelinfo import (
+    Linear,
     ModelShape,
     bias_parameters,
     dora_parameters,
@@ -21,8 +22,9 @@ from hone.modelinfo import (
     with_scores,
 )
 from hone.plan.devices import Device, Hardware, candidates, first_that_fits
-from hone.plan.memory import Workload, breakdown, host_memory, output_sizes
+from hone.plan.memory import breakdown, host_memory, output_sizes
 from hone.plan.sentences import notes, sentence, warnings, why_not_here
+from hone.plan.workload import Workload
 from hone.spec import Adapter, JobSpec, Lora, Training
 from hone.spec.rewards import reward_models
 
@@ -109,7 +111,8 @@ def _workload(spec: JobSpec, shape: ModelShape) -> Workload:
     return Workload(
         shape=shape,
         trained=_trained(spec, shape),
-        adapted=spec.adapter is not None,
+        lora=spec.adapter.lora if spec.adapter else None,
+        targets=_targets(shape, spec.adapter.lora) if spec.adapter else (),
         quantized=spec.quantization == "nf4",
         sequence_length=length,
         rows_factor=2 if method.dpo or method.reward else 1,
@@ -118,12 +121,18 @@ def _workload(spec: JobSpec, shape: ModelShape) -> Workload:
         scores=method.reward is not None,
         generated_tokens=generation.max_new_tokens if generation else 0,
         answers=method.ppo.batch_size if method.ppo else 0,
-        packed=bool(method.sft and method.sft.packing and spec.model.attention != "flash_attention_2"),
-        eager=spec.model.attention == "eager" or (spec.model.attention == "auto" and shape.model_type in EAGER_ONLY),
-        dropout=bool(spec.adapter and spec.adapter.lora.dropout),
+        learns_answers=method.sft is not None,
+        packed=bool(method.sft and method.sft.packing),
+        attention=_attention(spec, shape),
         optimizer=spec.training.optimizer,
         merges=method.merge is not None,
     )
+
+
+def _attention(spec: JobSpec, shape: ModelShape) -> str:
+    if spec.model.attention != "auto":
+        return spec.model.attention
+    return "eager" if shape.model_type in EAGER_ONLY else "sdpa"
 
 
 def _trained(spec: JobSpec, shape: ModelShape) -> int:
@@ -144,8 +153,13 @@ def _trained(spec: JobSpec, shape: ModelShape) -> int:
 
 
 @lru_cache(maxsize=1024)
+def _targets(shape: ModelShape, lora: Lora) -> tuple[Linear, ...]:
+    return select(shape.linear_layers, lora.target_modules, exclude=lora.modules_to_save)
+
+
+@lru_cache(maxsize=1024)
 def _adapter_parameters(shape: ModelShape, lora: Lora) -> int:
-    layers = select(shape.linear_layers, lora.target_modules, exclude=lora.modules_to_save)
+    layers = _targets(shape, lora)
     return (
         lora_parameters(layers, rank=lora.rank)
         + (dora_parameters(layers) if lora.use_dora else 0)

@@ -11,7 +11,8 @@ from hone.errors import InvalidRequest, Violation
 from hone.gpus import GpuProfile
 from hone.job import Launch
 from hone.modelinfo import ModelShape
-from hone.plan.memory import Workload, breakdown
+from hone.plan.memory import breakdown
+from hone.plan.workload import Workload
 from hone.spec import JobSpec
 
 DEFAULT_GLOBAL_BATCH_SIZE = 16

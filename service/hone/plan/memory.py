@@ -6,10 +6,10 @@ kv = kv heads × head dim, f = MLP width, L = layers, V = vocabulary.
 """
 
 import math
-from dataclasses import dataclass
 
 from hone.job import Launch, MemoryItem
-from hone.modelinfo import ModelShape
+from hone.plan.activations import activations
+from hone.plan.workload import Workload
 from hone.spec import JobSpec
 
 GIB = 1024**3
@@ -25,40 +25,10 @@ FRAGMENTATION = 0.04
 """Share that the caching allocator holds and cannot use."""
 MERGE_TOKENS = 256
 """Tokens on which a merged model is held against its references."""
-LOGITS_CHUNK = 256
-"""Tokens whose logits exist at once under TRL's fused head."""
+TILE_TOKENS, TILE_WORDS = 4096, 32_768
+"""Logits that exist at once under TRL's fused head (trl/kernels/chunked_logprob.py)."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Per weight, double quantisation (Dettmers et al. 2023): 4 bits, an 8-bit constant for 64, an fp32 for 64 × 256."""
-ADAPTER_CAST = 1.22
-"""Adapters keep fp32 casts of their inputs: 20 to 24 % of the activations, measured."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What the formulas need, gathered once for a request."""
-
-    shape: ModelShape
-    trained: int
-    adapted: bool
-    quantized: bool
-    sequence_length: int
-    rows_factor: int
-    """Sequences that one row of the micro-batch brings: 2 for pairs."""
-    reward_models: int
-    """Models beside the trained one that score its answers, each taken to be as large."""
-    keeps_reference: bool
-    """Whether a frozen copy of the trained weights is kept: full DPO and PPO."""
-    scores: bool
-    """Whether the model answers with one score, and no head makes logits."""
-    generated_tokens: int
-    packed: bool
-    eager: bool
-    """Whether attention keeps its scores, of every head, for every pair of tokens."""
-    dropout: bool
-    optimizer: str
-    answers: int = 0
-    """Answers that are drawn together, over all processes; 0: as many as the micro-batch has rows."""
-    merges: bool = False
 
 
 def breakdown(load: Workload, launch: Launch) -> tuple[MemoryItem, ...]:
@@ -103,6 +73,8 @@ def _state(load: Workload, launch: Launch) -> list[MemoryItem]:
         items.append(_item("reference model", load.shape.parameters * width / whole, f"P × {width} B / {whole}"))
     if load.adapted:
         items.append(_item("adapter", 4 * t / whole, f"t × 4 B (fp32) / {whole}, t = {t:,}"))
+        if launch.precision == "bf16":
+            items.append(_item("bf16 copies", 2 * t / whole, f"t × 2 B / {whole} (autocast's copies of the adapter)"))
     rounded = load.optimizer == "adamw_bf16_sr"
     gradient = 2 if rounded else 4
     items.append(_item("gradients", gradient * t / split, f"t × {gradient} B / {split}"))
@@ -122,11 +94,11 @@ def _weights(load: Workload, launch: Launch, whole: int) -> list[MemoryItem]:
     parameters = shape.parameters
     if load.quantized:
         dense = parameters - shape.quantizable_weights
-        largest = max(layer.weights for layer in shape.linear_layers)
+        largest = max(layer.weights for layer in shape.linear_layers if layer.role != "head")
         return [
             _item("weights nf4", (shape.quantizable_weights * NF4_BYTES + dense * width) / whole,
                   f"({shape.quantizable_weights:,} × {NF4_BYTES:.5f} B + {dense:,} × {width} B) / {whole}"),
-            _item("dequantization", largest * width, f"largest linear layer, {largest:,} × {width} B"),
+            _item("dequantization", largest * width, f"largest layer in 4 bits, {largest:,} × {width} B"),
         ]  # fmt: skip
     if load.adapted or launch.strategy in ("zero2", "zero3"):
         items = [_item("weights", parameters * width / whole, f"P × {width} B / {whole}, P = {parameters:,}")]
@@ -144,44 +116,38 @@ def _weights(load: Workload, launch: Launch, whole: int) -> list[MemoryItem]:
 
 def _step(load: Workload, launch: Launch) -> list[MemoryItem]:
     """What exists during a step only: saved activations, masks, logits, generation."""
-    shape = load.shape
-    rows = launch.micro_batch_size * load.rows_factor
-    s, h, width = load.sequence_length, shape.hidden_size, _width(launch)
-    kv, f, layers = shape.num_key_value_heads * shape.head_dim, shape.intermediate_size, shape.num_layers
-    experts = max(1, shape.num_experts_per_token)
-    one_layer = s * rows * (12 * h + 4 * kv + 8 * f * experts) * width / 2
-    text = f"s·b·(12h + 4kv + 8f) × {width}/2 B, s·b = {s * rows:,}"
-    if load.adapted:
-        one_layer, text = one_layer * ADAPTER_CAST, f"{text} × {ADAPTER_CAST} (adapter's casts)"
-    if launch.activation_checkpointing:
-        items = [
-            _item("activations", width * layers * s * rows * h + one_layer, f"{width}·L·s·b·h + one layer: {text}")
-        ]
-    else:
-        items = [_item("activations", layers * one_layer, f"L × {text}")]
-    if load.dropout:
-        copies = sum(layer.count * layer.in_features for layer in shape.linear_layers) * s * rows * width
-        items.append(
-            _item(
-                "dropout", copies / (layers if launch.activation_checkpointing else 1), "a copy of each adapted input"
-            )
-        )
-    if load.eager:
-        heads, kept = shape.num_attention_heads, 1 if launch.activation_checkpointing else layers
-        size = kept * rows * heads * s**2 * (4 + width)
-        items.append(_item("attention scores", size, f"{kept} layers × b·heads·s² × (4 + {width}) B: eager attention"))
-    if load.packed:
-        items.append(
-            _item("attention mask", (s * rows) ** 2 * width, f"(s·b)² × {width} B: packed rows without flash attention")
-        )
+    shape, s, width = load.shape, load.sequence_length, _width(launch)
+    rows, layers = launch.micro_batch_size * load.rows_factor, shape.num_layers
+    items = activations(load, launch)
     if not load.scores:
-        chunk, vocabulary = min(s * rows, LOGITS_CHUNK), shape.vocab_size
-        items.append(_item("logits", 14 * chunk * vocabulary, f"14 B × {chunk} tokens × V, V = {vocabulary:,}"))
+        items.append(_logits(load, launch))
     if load.generated_tokens:
         answers = math.ceil(load.answers / launch.world_size) or rows
+        kv = shape.num_key_value_heads * shape.head_dim
         cache = 2 * layers * kv * s * answers * width
         items.append(_item("generation cache", cache, f"2·L·kv·s × {answers} answers × {width} B"))
+        words = 2 * 4 * answers * shape.vocab_size
+        items.append(_item("generation logits", words, f"2 × {answers} answers × V × 4 B"))
     return items
+
+
+def _logits(load: Workload, launch: Launch) -> MemoryItem:
+    """A tile of logits, the head's weights cast to its precision, and the gradients of the head's input and weights in
+    fp32. Without Triton, which is on a CPU, about six fp32 copies of the tile, too."""
+    shape, width = load.shape, _width(launch)
+    tokens = launch.micro_batch_size * load.rows_factor * load.sequence_length
+    rows, words = min(tokens, TILE_TOKENS), min(shape.vocab_size, TILE_WORDS)
+    size, text = (
+        rows * TILE_WORDS * width + 4 * tokens * shape.hidden_size,
+        f"{rows} × {TILE_WORDS} × {width} B + s·b·h × 4 B",
+    )
+    if load.trains_in_fp32(launch) and launch.precision == "bf16":
+        size, text = size + words * shape.hidden_size * width, f"{text} + {words} × h × {width} B"
+    if not load.adapted:
+        size, text = size + 4 * shape.vocab_size * shape.hidden_size, f"{text} + V × h × 4 B"
+    if launch.device == "cpu":
+        size, text = size + 6 * 4 * rows * words, f"{text} + 6 × {rows} × {words} × 4 B"
+    return _item("logits", size, text)
 
 
 def _width(launch: Launch) -> int:
