@@ -296,7 +296,7 @@ def test_more_gpus_never_need_more_memory_each(strategy: str) -> None:
 
 
 def test_the_page_lists_exactly_the_keys_of_the_json() -> None:
-    page = (Path(__file__).parents[2] / "docs/plan.md").read_text().split("## JSON")[1]
+    page = (Path(__file__).parents[2] / "docs/planning.md").read_text().split("## JSON")[1]
     listed = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
     assert listed == [field.name for part in (Plan, Launch) for field in dataclasses.fields(part)]
 

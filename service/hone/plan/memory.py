@@ -1,6 +1,6 @@
 """Memory of one device, line by line, each with its formula.
 
-A first version: fixed coefficients, not yet calibrated on the GPU at hand; docs/plan.md explains the answer.
+A first version: fixed coefficients, not yet calibrated on the GPU at hand; docs/planning.md explains the answer.
 P = parameters of the base, t = trained parameters, N = processes, s = sequence length, b = micro-batch, h = hidden,
 kv = kv heads × head dim, f = MLP width, L = layers, V = vocabulary.
 """
