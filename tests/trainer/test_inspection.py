@@ -53,7 +53,7 @@ def test_pairs_are_shown_side_by_side(ask: Any, tmp_path: Path) -> None:
     assert "chosen, what is learned" in shown and "rejected, what is learned" in shown
 
 
-@pytest.mark.parametrize("method", ["ppo", "grpo"])
+@pytest.mark.parametrize("method", ["ppo", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_prompts_are_shown_as_they_are_answered(ask: Any, tmp_path: Path, method: str) -> None:
     rows = write_rows(tmp_path / "prompts.jsonl", [*reversals(7), {"prompt": "long " * 40, "completion": "x"}])
     rewards = [{"answer": {"column": "completion"}}]

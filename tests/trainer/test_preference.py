@@ -23,6 +23,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "reward-lora": {"method": {"reward": {"max_length": 64}}},
 }
 
+FIRST = ("dpo-full-once", "reward-lora")
+"""The others by `make soak`."""
+
 
 def start(attempt: Attempt) -> int:
     """The trainer as backends start it; its exit code."""
@@ -30,7 +33,7 @@ def start(attempt: Attempt) -> int:
     return subprocess.run(command, capture_output=True, timeout=240, check=False).returncode
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in RUNS])
 def test_two_processes_train_and_measure_as_one(
     make_attempt: MakeAttempt, run_here: RunHere, tmp_path: Path, name: str
 ) -> None:

@@ -26,7 +26,7 @@ FULL = {"adapter": None, "training": {"learning_rate": 1e-3}}
 QLORA = {"quantization": "nf4"}
 KINDS: dict[str, dict[str, Any]] = {"lora": {}, "full": FULL, "qlora": QLORA}
 TWO = {"processes": 2, "micro_batch_size": 2}
-FIRST = {("zero2", "dpo", "lora"), ("zero3", "sft", "full")}
+FIRST = {("zero3", "sft", "full")}
 """The others take minutes, and `make soak` runs them; test_pod.py has two nodes, and how they go on."""
 CASES = [
     pytest.param(*case, marks=() if case in FIRST else pytest.mark.slow, id="-".join(case))

@@ -210,22 +210,26 @@ def _experts_of_a_token(shape: ModelShape, shared: int) -> int:
 def _left_behind(load: Workload, widths: _Widths, *, inner: int) -> Iterator[_Part]:
     """Recomputing a layer ends with an exception as soon as it has what it needs, and the frames that this leaves hold
     what is not kept otherwise: the product that a dropout copied, a residual of which the norm kept a cast, the
-    attention's output beside an MLP, what frozen experts read."""
-    shape, size = load.shape, 0
-    if load.lora and load.lora.dropout:
-        size += shape.hidden_size + (0 if shape.layer.mlp == "relu" else inner)
+    attention's output beside an MLP, the input of an activation that keeps its output, what frozen experts read."""
+    shape, layer = load.shape, load.shape.layer
+    h, size = shape.hidden_size, 0
+    is_cast, drops = widths.stream != widths.products, bool(load.lora and load.lora.dropout)
+    if drops:
+        size += h + (0 if layer.mlp == "relu" else inner)
     if widths.stream == 2:
-        size += 2 * shape.hidden_size
-    if shape.layer.mlp == "gelu_new":
-        size += shape.hidden_size
-    if shape.layer.norms_after and widths.stream != widths.products:
-        size += 3 * shape.hidden_size
-    if shape.layer.parallel:
-        size += shape.hidden_size
-        if shape.layer.norms_first and widths.stream != widths.products:
-            size += 2 * shape.hidden_size * widths.stream // widths.products
+        size += 2 * h
+    if layer.mlp == "relu":
+        size += h + inner
+    if layer.mlp == "gelu_new":
+        size += h
+    if layer.norms_after and is_cast:
+        size += 3 * h
+    if layer.parallel:
+        size += h
+    if layer.norms_first and (is_cast or drops):
+        size += 2 * h * widths.stream // widths.products
     if load.lora and shape.num_experts:
-        size += _experts_of_a_token(shape, inner) * shape.hidden_size
+        size += _experts_of_a_token(shape, inner) * h
     if size:
         yield _Part("recomputation", shape.num_layers * size * widths.products, "what its frames hold")
 
