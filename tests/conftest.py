@@ -34,6 +34,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden again instead of comparing")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tests that must not run side by side do when pytest-xdist does not mark their groups: it said nothing, and hours
+    went by."""
+    if getattr(session.config.option, "loadgroup", False):
+        for item in session.items:
+            if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
+                raise pytest.UsageError(f"pytest-xdist does not keep the group of {item.nodeid} together")
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Compares a text with a file below tests/golden, or writes it there with --update-golden."""

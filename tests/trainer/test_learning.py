@@ -164,7 +164,6 @@ def test_a_reward_model_learns_nothing_from_labels_by_a_coin(run: Run, seed: int
 REVERSED = {"answer": {"column": "completion"}}
 
 
-@pytest.mark.slow  # and `make learn`
 def test_ppo_learns_from_a_rule(improve: Run, base: Path, seed: int, told: Told) -> None:
     settings = {"batch_size": 128, "mini_batch_size": 32, "init_kl_coef": 0.2}
     attempt = improve("ppo", [{**REVERSED, "weight": 4.0}], steps=40, rate=1e-3, micro_batch_size=32, **settings)
@@ -188,6 +187,7 @@ def test_grpo_learns_from_a_rule(improve: Run, base: Path, seed: int, told: Told
     assert share >= 0.85
 
 
+@pytest.mark.slow  # and `make learn`
 def test_ppo_learns_from_a_reward_model(
     run: Run, improve: Run, base: Path, seed: int, told: Told, tmp_path: Path
 ) -> None:
