@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from hone.modelinfo import load_shape
+from hone.modelinfo import ENCODERS, load_shape
 from hone.plan import Hardware, make_plan
 from hone.run import Run
 from hone.spec.parse import parse
@@ -31,6 +31,7 @@ KEPT = (
 )  # fmt: skip
 MOE = {"num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": {},
     "distilbert": {},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "gemma": {"head_dim": 24},
@@ -41,6 +42,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"head_dim": 24},
     "mixtral": MOE,
+    "modernbert": {"cls_token_id": 1, "sep_token_id": 2},
     "olmo2": {},
     "opt": {},
     "phi3": {},
@@ -86,11 +88,11 @@ def drawn(number: int) -> Case:
     """Combination `number` of the grid."""
     pick = random.Random(f"{SEED}-{number}")
     family = sorted(FAMILIES)[number % len(FAMILIES)]
-    method = "reward" if family == "distilbert" else pick.choice(["sft", "sft", "sft", "dpo", "reward"])
+    method = "reward" if family in ENCODERS else pick.choice(["sft", "sft", "sft", "dpo", "reward"])
     is_moe = family in ("mixtral", "qwen2_moe", "qwen3_moe")
     adapter = pick.choice(["lora", "lora", "full"] if is_moe else ["lora", "lora", "qlora", "full"])
     is_lora = adapter != "full"
-    can_be_eager = family not in ("distilbert", "falcon", "gpt2") and not (method == "sft" and family == "opt")
+    can_be_eager = family not in (*ENCODERS, "falcon", "gpt2") and not (method == "sft" and family == "opt")
     eager = can_be_eager and pick.random() < 0.15
     return Case(
         family=family,
@@ -131,7 +133,7 @@ def make_base(path: Path, case: Case) -> Path:
     }
     config = AutoConfig.for_model(case.family, **common, **other.get(case.family, sizes), **FAMILIES[case.family])
     torch.manual_seed(1)
-    kind = AutoModelForMaskedLM if case.family == "distilbert" else AutoModelForCausalLM
+    kind = AutoModelForMaskedLM if case.family in ENCODERS else AutoModelForCausalLM
     kind.from_config(config).save_pretrained(path)
     make_tokenizer().save_pretrained(path)
     return path

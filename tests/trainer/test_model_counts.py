@@ -10,6 +10,7 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 from hone.modelinfo import (  # noqa: E402
+    ENCODERS,
     ModelShape,
     UnknownModule,
     bias_parameters,
@@ -68,6 +69,10 @@ VARIANTS: list[dict[str, Any]] = [
     {**SMALL_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
     {**SMALL_FALCON, "new_decoder_architecture": True, "num_ln_in_parallel_attn": 1, "tie_word_embeddings": False},
     {**SMALL_FALCON, "multi_query": False, "parallel_attn": False, "bias": True, "alibi": True, "ffn_hidden_size": 100},
+    *({**SMALL, "model_type": family} for family in ("bert", "modernbert")),
+    {**SMALL, "model_type": "bert", "type_vocab_size": 1, "tie_word_embeddings": False},
+    {**SMALL, "model_type": "modernbert", "norm_bias": True, "attention_bias": True, "mlp_bias": True},
+    {**SMALL, "model_type": "modernbert", "classifier_bias": True, "decoder_bias": False, "tie_word_embeddings": False},
     {"model_type": "distilbert", "dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 80, "vocab_size": 96},
 ]
 for variant in VARIANTS:
@@ -89,9 +94,7 @@ def build(values: Mapping[str, Any], *, num_labels: int | None = None) -> Any:
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
     kind = {key: value for key, value in values.items() if key != "model_type"}
     config = transformers.AutoConfig.for_model(values["model_type"], **{**ids, **kind})
-    auto = (
-        transformers.AutoModelForMaskedLM if values["model_type"] == "distilbert" else transformers.AutoModelForCausalLM
-    )
+    auto = transformers.AutoModelForMaskedLM if values["model_type"] in ENCODERS else transformers.AutoModelForCausalLM
     if num_labels is not None:
         config.num_labels = num_labels
         auto = transformers.AutoModelForSequenceClassification

@@ -23,10 +23,10 @@ FIGURES = {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/acc
 RunReward = Callable[..., Attempt]
 
 
-def make_encoder(path: Path) -> Path:
-    """A DistilBERT as published, with a language head, and a tokenizer that knows no end-of-sequence token."""
+def make_encoder(path: Path, family: str = "distilbert") -> Path:
+    """An encoder as published, with a language head, and a tokenizer that knows no end-of-sequence token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import DistilBertConfig, DistilBertForMaskedLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
     words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz= "]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
@@ -37,8 +37,12 @@ def make_encoder(path: Path) -> Path:
     special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
     torch.manual_seed(0)
-    sizes = {"dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "vocab_size": 40, "max_position_embeddings": 64}
-    DistilBertForMaskedLM(DistilBertConfig(pad_token_id=0, **sizes)).save_pretrained(path)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    if family == "distilbert":
+        sizes = {"dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    config = AutoConfig.for_model(family, vocab_size=40, max_position_embeddings=64, **sizes, **ids)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(path)
     return path
 
 
@@ -82,9 +86,15 @@ def scores(model: Any, directory: Path) -> torch.Tensor:
     return found
 
 
-@pytest.fixture(params=["decoder", "encoder"])
-def base(request: pytest.FixtureRequest, tiny_model: Path, encoder: Path) -> Path:
-    return tiny_model if request.param == "decoder" else encoder
+HEADS = {"tiny": {"score"}, "distilbert": {"pre_classifier", "classifier"}, "modernbert": {"classifier"}}
+HEADS |= {"bert": {"pooler", "classifier"}}
+
+
+@pytest.fixture(params=["decoder", "distilbert", "bert", "modernbert"])
+def base(request: pytest.FixtureRequest, tiny_model: Path, encoder: Path, tmp_path: Path) -> Path:
+    if request.param in ("decoder", "distilbert"):
+        return tiny_model if request.param == "decoder" else encoder
+    return make_encoder(tmp_path / request.param, request.param)
 
 
 def test_an_adapter_carries_its_head_and_loads_in_plain_peft(reward: RunReward, base: Path) -> None:
@@ -96,8 +106,8 @@ def test_an_adapter_carries_its_head_and_loads_in_plain_peft(reward: RunReward, 
     config = json.loads((directory / "adapter_config.json").read_text())
     assert config["task_type"] == "SEQ_CLS"
     assert "AutoModelForSequenceClassification" in (directory / "README.md").read_text()
-    heads = {key.split(".")[2] for key in load_file(directory / "adapter_model.safetensors") if "lora" not in key}
-    assert heads == ({"score"} if base.name == "tiny" else {"pre_classifier", "classifier"})
+    saved = [key.split(".") for key in load_file(directory / "adapter_model.safetensors") if "lora" not in key]
+    assert {part for key in saved for part in key} & set().union(*HEADS.values()) == HEADS[base.name]
     found = []
     for seed in (1, 2):  # the head of a base that is loaded as a classifier is random until the adapter brings its own
         torch.manual_seed(seed)

@@ -96,6 +96,7 @@ PUBLISHED = {
     "facebook/opt-125m": 125_239_296,
     "facebook/opt-1.3b": 1_315_758_080,
     "distilbert/distilbert-base-uncased": 66_985_530,
+    "google-bert/bert-base-uncased": 109_514_298,
     "tiiuae/falcon-7b": 6_921_720_704,
     "bigcode/starcoder2-3b": 3_030_371_328,
     "google/gemma-3-1b-pt": 999_885_952,

@@ -22,7 +22,7 @@ from hone_trainer import vocabulary
 from hone_trainer.base_identity import check_base
 from hone_trainer.failure import RunFailed, first_line
 from hone_trainer.inputs import Source
-from hone_trainer.model import HEADS
+from hone_trainer.model import HEADS, is_of_head
 
 WEIGHTS = "adapter_model.safetensors"
 _ROUTERS = ("router", "gate", "shared_expert_gate")
@@ -184,7 +184,8 @@ def linear_layers(model: Any) -> list[str]:
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and module is not head
-        and path.rpartition(".")[2] not in (*_ROUTERS, *HEADS)
+        and path.rpartition(".")[2] not in _ROUTERS
+        and not is_of_head(path)
     ]
 
 
@@ -224,7 +225,7 @@ def _modules_to_save(model: Any, lora: Lora) -> list[str] | None:
                 f"adapter.lora.modules_to_save: {name!r} matches no module of the model.",
                 fix=f"Its top modules are {', '.join(path for path in paths if path and path.count('.') < 2)}.",
             )
-    heads = [name for name, _ in model.named_children() if name in HEADS]
+    heads = [name for path in paths if (name := path.rpartition(".")[2]) in HEADS]
     return list(dict.fromkeys([*heads, *lora.modules_to_save])) or None
 
 

@@ -21,8 +21,13 @@ from hone_trainer.sharding import shape
 from hone_trainer.vocabulary import add_tokens, grow, num_rows, token_ids
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-HEADS = ("score", "classifier", "pre_classifier")
+HEADS = ("score", "classifier", "pre_classifier", "pooler")
 """Modules that a model of scores has on top of its base, by the names of transformers."""
+
+
+def is_of_head(path: str) -> bool:
+    """Whether a module or weight belongs to one of them."""
+    return any(part in HEADS for part in path.split("."))
 
 
 def check_model(source: Source, *, scores: bool = False) -> dict[str, Any]:
@@ -175,7 +180,7 @@ def load_model(
             TrainerExit.USER,
             f"{source.asked} cannot be loaded with {model.attention} attention: {str(error).splitlines()[0]}",
         ) from error
-    if missing := sorted(key for key in info["missing_keys"] if not (scores and key.partition(".")[0] in HEADS)):
+    if missing := sorted(key for key in info["missing_keys"] if not (scores and is_of_head(key))):
         raise RunFailed(
             TrainerExit.USER,
             f"{source.asked} lacks weights: {', '.join(missing[:3])} ({len(missing)} in all) are not in its files.",

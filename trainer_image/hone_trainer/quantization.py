@@ -31,7 +31,7 @@ def nf4(compute_dtype: torch.dtype, *, sharded: bool = False, scores: bool = Fal
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
         bnb_4bit_quant_storage=torch.bfloat16 if sharded else torch.uint8,
-        llm_int8_skip_modules=list(HEADS) if scores else None,
+        llm_int8_skip_modules=[rf"(.*\.)?{name}" for name in HEADS] if scores else None,
     )
 
 

@@ -10,6 +10,7 @@ configuration, adapters.py reads what a saved adapter says of its base; shapes.y
 """
 
 from hone.modelinfo.adapters import ADAPTER_CONFIG, ADAPTER_IDENTITY, SavedAdapter, read_adapter, read_adapter_directory
+from hone.modelinfo.encoders import ENCODERS
 from hone.modelinfo.families import FAMILIES, read_config
 from hone.modelinfo.pattern import BadPattern
 from hone.modelinfo.scores import with_scores
@@ -36,6 +37,7 @@ from hone.modelinfo.trained import (
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_IDENTITY",
+    "ENCODERS",
     "FAMILIES",
     "BadConfig",
     "BadPattern",

@@ -1,4 +1,4 @@
-"""Families with LayerNorm and a plain MLP: GPT-2, GPT-NeoX (Pythia), OPT, Falcon, StarCoder2, DistilBERT.
+"""Decoders with LayerNorm and a plain MLP: GPT-2, GPT-NeoX (Pythia), OPT, Falcon, StarCoder2.
 
 Sources: the modeling_*.py of each family in transformers 5; their paths are the ones that PEFT matches.
 """
@@ -31,9 +31,10 @@ def gpt2(config: Config) -> ModelShape:
         Module(path="transformer.ln_f", role="norm", weights=hidden, biases=hidden),
         decoder_head(config, hidden_size=hidden, vocab_size=vocab, tied=tied),
     )
-    shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    shape = plain_shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
     return replace(
-        shape, layer=_layer(config, "gelu_new", "activation_function", residual="resid_pdrop", attention="attn_pdrop")
+        shape,
+        layer=plain_layer(config, "gelu_new", "activation_function", residual="resid_pdrop", attention="attn_pdrop"),
     )
 
 
@@ -53,11 +54,13 @@ def gpt_neox(config: Config) -> ModelShape:
         Module(path="gpt_neox.final_layer_norm", role="norm", weights=hidden, biases=hidden),
         decoder_head(config, hidden_size=hidden, vocab_size=vocab, tied=tied),
     )
-    shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    shape = plain_shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
     return replace(
         shape,
         layer=replace(
-            _layer(config, "gelu", "hidden_act"), parallel=config.flag("use_parallel_residual", True), fused_qkv=True
+            plain_layer(config, "gelu", "hidden_act"),
+            parallel=config.flag("use_parallel_residual", True),
+            fused_qkv=True,
         ),
     )
 
@@ -89,8 +92,8 @@ def opt(config: Config) -> ModelShape:
         block.layer_norm("final_layer_norm", hidden),
         decoder_head(config, hidden_size=width, vocab_size=vocab, tied=tied),
     )
-    shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
-    return replace(shape, layer=_layer(config, "relu", "activation_function", residual="dropout"))
+    shape = plain_shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    return replace(shape, layer=plain_layer(config, "relu", "activation_function", residual="dropout"))
 
 
 def falcon(config: Config) -> ModelShape:
@@ -119,11 +122,13 @@ def falcon(config: Config) -> ModelShape:
         decoder_head(config, hidden_size=hidden, vocab_size=vocab, tied=tied),
     )
     positions = config.number("max_position_embeddings", 2048)
-    shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    shape = plain_shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
     return replace(
         shape,
         num_key_value_heads=kv_heads,
-        layer=replace(_layer(config, "gelu", "activation"), parallel=in_parallel, norms_first=True, always_masked=True),
+        layer=replace(
+            plain_layer(config, "gelu", "activation"), parallel=in_parallel, norms_first=True, always_masked=True
+        ),
     )
 
 
@@ -146,46 +151,11 @@ def starcoder2(config: Config) -> ModelShape:
         Module(path="model.norm", role="norm", weights=hidden, biases=hidden),
         decoder_head(config, hidden_size=hidden, vocab_size=vocab, tied=tied),
     )
-    shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
-    return replace(shape, num_key_value_heads=kv_heads, layer=_layer(config, "gelu_pytorch_tanh", "hidden_act"))
+    shape = plain_shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
+    return replace(shape, num_key_value_heads=kv_heads, layer=plain_layer(config, "gelu_pytorch_tanh", "hidden_act"))
 
 
-def distilbert(config: Config) -> ModelShape:
-    """With its masked-language head, as published; as a classifier with `pre_classifier` and `classifier`."""
-    hidden, heads, vocab = config.number("dim"), config.number("n_heads"), config.number("vocab_size")
-    inner, positions = config.number("hidden_dim"), config.number("max_position_embeddings")
-    tied = config.flag("tie_word_embeddings", True)
-    block = Block(prefix="distilbert.transformer.layer.{}", layers=range(config.number("n_layers")))
-    modules = (
-        embedding("distilbert.embeddings.word_embeddings", vocab, hidden),
-        embedding("distilbert.embeddings.position_embeddings", positions, hidden),
-        Module(path="distilbert.embeddings.LayerNorm", role="norm", weights=hidden, biases=hidden),
-        *(block.linear(f"attention.{n}_lin", "attention", hidden, hidden, bias=True) for n in ("q", "k", "v", "out")),
-        block.layer_norm("sa_layer_norm", hidden),
-        block.linear("ffn.lin1", "mlp", hidden, inner, bias=True),
-        block.linear("ffn.lin2", "mlp", inner, hidden, bias=True),
-        block.layer_norm("output_layer_norm", hidden),
-        *_distilbert_head(config, hidden, vocab, tied),
-    )
-    shape = _shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
-    return replace(shape, layer=replace(_layer(config, "gelu", "activation"), norms_after=True))
-
-
-def _distilbert_head(config: Config, hidden: int, vocab: int, tied: bool) -> list[Module]:
-    def linear(path: str, size_out: int) -> Linear:
-        return Linear(path=path, role="mlp", in_features=hidden, out_features=size_out, bias=True)
-
-    if (labels := config.num_labels) is not None:
-        head = Linear(path="classifier", role="head", in_features=hidden, out_features=labels, bias=True)
-        return [replace(linear("pre_classifier", hidden), role="head"), head]
-    norm = Module(path="vocab_layer_norm", role="norm", weights=hidden, biases=hidden)
-    projector = Linear(
-        path="vocab_projector", role="head", in_features=hidden, out_features=vocab, bias=True, tied=tied
-    )
-    return [linear("vocab_transform", hidden), norm, projector]
-
-
-def _layer(config: Config, activation: str, key: str, *, residual: str = "", attention: str = "") -> Layer:
+def plain_layer(config: Config, activation: str, key: str, *, residual: str = "", attention: str = "") -> Layer:
     """A plain layer: by its activation's name, and by the keys of its own dropouts, which default to 0.1."""
     asked = config.values.get(key) or activation
     kinds: dict[str, Literal["gelu_new", "relu"]] = {"gelu_new": "gelu_new", "gelu_fast": "gelu_new", "relu": "relu"}
@@ -202,7 +172,7 @@ def _sizes(config: Config) -> tuple[int, int, int]:
     return config.number("hidden_size"), config.number("num_attention_heads"), config.number("vocab_size")
 
 
-def _shape(
+def plain_shape(
     config: Config,
     block: Block,
     modules: tuple[Module, ...],
@@ -213,6 +183,7 @@ def _shape(
     positions: int,
     tied: bool,
 ) -> ModelShape:
+    """The shape of a model without grouped keys and values."""
     return ModelShape(
         source=config.source,
         model_type=config.values["model_type"],

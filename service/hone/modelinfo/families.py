@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from hone.modelinfo import classic, gated
+from hone.modelinfo import classic, encoders, gated
 from hone.modelinfo.config import Config
 from hone.modelinfo.shape import BadConfig, ModelShape, UnknownFamily
 
 FAMILIES: Mapping[str, Callable[[Config], ModelShape]] = {
-    "distilbert": classic.distilbert,
+    "bert": encoders.bert,
+    "distilbert": encoders.distilbert,
     "falcon": classic.falcon,
     "gemma": gated.gemma,
     "gemma2": gated.gemma2,
@@ -24,6 +25,7 @@ FAMILIES: Mapping[str, Callable[[Config], ModelShape]] = {
     "llama": gated.llama,
     "mistral": gated.mistral,
     "mixtral": gated.mixtral,
+    "modernbert": encoders.modernbert,
     "olmo2": gated.olmo2,
     "opt": classic.opt,
     "phi3": gated.phi3,
@@ -36,6 +38,11 @@ FAMILIES: Mapping[str, Callable[[Config], ModelShape]] = {
 }
 
 
+IN_PARTS: Mapping[str, str] = {
+    "gemma3": "which reads pictures too, and is not trained here: use its text part (gemma3_text), as the 1B model is.",
+}
+
+
 def read_config(values: Mapping[str, Any], *, source: str = "config.json", num_labels: int | None = None) -> ModelShape:
     """The shape of the model that a config.json describes.
 
@@ -44,6 +51,8 @@ def read_config(values: Mapping[str, Any], *, source: str = "config.json", num_l
     family = values.get("model_type")
     if not isinstance(family, str):
         raise BadConfig(f"config.json of {source} lacks 'model_type'.", fix="Is it the configuration of a model?")
+    if family in IN_PARTS:
+        raise UnknownFamily(f"{source} is of the family {family!r}, {IN_PARTS[family]}")
     if family not in FAMILIES:
         close = get_close_matches(family, FAMILIES, n=1)
         raise UnknownFamily(

@@ -11,6 +11,7 @@ from functools import lru_cache
 from hone.errors import InvalidRequest, UserError, Violation
 from hone.job import Alternative, Launch, Plan
 from hone.modelinfo import (
+    ENCODERS,
     Linear,
     ModelShape,
     bias_parameters,
@@ -55,6 +56,7 @@ def make_plan(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Planned:
     an unknown GPU profile, a batch that does not divide.
     """
     _check_quantizable(spec, shape)
+    _check_answers(spec, shape)
     if spec.method.reward:
         shape = with_scores(shape)
     load = _workload(spec, shape)
@@ -97,6 +99,15 @@ def _check_quantizable(spec: JobSpec, shape: ModelShape) -> None:
             "layer, which bitsandbytes leaves in 16 bits. Remove quantization: plain LoRA needs about the same memory."
         )
         raise InvalidRequest([Violation(path="quantization", value=spec.quantization, message=message)])
+
+
+def _check_answers(spec: JobSpec, shape: ModelShape) -> None:
+    if shape.model_type in ENCODERS and spec.method.name not in ("reward", "merge"):
+        message = (
+            f"{shape.source} is an encoder ({shape.model_type}), which writes no answers: name a decoder, or train a "
+            "reward model of it by method.reward."
+        )
+        raise InvalidRequest([Violation(path="model.source", value=spec.model.source, message=message)])
 
 
 def _workload(spec: JobSpec, shape: ModelShape) -> Workload:
