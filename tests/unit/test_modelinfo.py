@@ -115,6 +115,18 @@ def no_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return cache
 
 
+def test_a_model_that_reads_pictures_too_is_refused_by_name() -> None:
+    with pytest.raises(UnknownFamily, match="family 'gemma3', which reads pictures too"):
+        read_config({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}})
+
+
+def test_the_experts_of_qwen3_are_read_under_the_name_that_transformers_5_writes() -> None:
+    published = dict(shipped_configs()["Qwen/Qwen3-30B-A3B"])
+    written = {**published, "num_local_experts": published["num_experts"]}
+    del written["num_experts"]
+    assert read_config(written).parameters == read_config(published).parameters
+
+
 def write_config(directory: Path, **values: Any) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps({**TINY, **values}))

@@ -105,6 +105,48 @@ def test_a_reward_model_has_a_head_of_one_score_that_is_trained_beside_an_adapte
     assert any("512 positions" in warning for warning in encoder.warnings)
 
 
+@pytest.mark.parametrize("method", [{"sft": {}}, {"dpo": {}}, {"grpo": {"rewards": [{"regex": {"pattern": "x"}}]}}])
+def test_an_encoder_writes_no_answers(method: dict[str, Any]) -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"model\.source: .*bert-base-uncased is an encoder \(bert\), which writes no"
+    ):
+        plan(model={"source": "hf://google-bert/bert-base-uncased"}, method=method)
+
+
+def test_padded_rows_take_a_mask_in_every_layer_and_repeat_grouped_keys() -> None:
+    fixed = {"adapter": {"lora": {}}, "compute": ONE_H200}
+    steps = {"gradient_accumulation_steps": 1, "activation_checkpointing": False}
+    one, two = (sizes(plan(training={"micro_batch_size": rows, **steps}, **fixed).plan) for rows in (1, 2))
+    assert "attention mask" not in one
+    assert two["attention mask"] == 2 * 2048 * 2048 * (32 * 2 + 1)
+    keys, values = 8 * 128, 8 * 128
+    repeated = 2 * 2048 * 32 * 2 * (2 * 32 * 128 - keys - values)
+    assert two["attention"] - 2 * one["attention"] == repeated
+    flash = sizes(
+        plan(
+            model={"source": MISTRAL, "attention": "flash_attention_2"},
+            training={"micro_batch_size": 2, **steps},
+            **fixed,
+        ).plan
+    )
+    assert "attention mask" not in flash and flash["attention"] == 2 * one["attention"]
+
+
+def test_lora_dropout_keeps_a_copy_of_every_adapted_input() -> None:
+    fixed = {"training": {"micro_batch_size": 1, "activation_checkpointing": False}, "compute": ONE_H200}
+    inputs = 32 * (3 * 4096 + 4096 + 2 * 4096 + 14336)
+    dropped = sizes(plan(adapter={"lora": {"dropout": 0.05}}, **fixed).plan)
+    assert dropped["dropout"] == 2048 * inputs * (2 + 1)
+    assert "dropout" not in sizes(plan(adapter={"lora": {}}, **fixed).plan)
+
+
+def test_a_dequantized_layer_is_no_larger_than_what_is_quantized() -> None:
+    answer = plan(
+        model={"source": "hf://meta-llama/Llama-3.2-1B"}, adapter={"lora": {}}, quantization="nf4", compute=ONE_H200
+    ).plan
+    assert sizes(answer)["dequantization"] == 2 * 2048 * 8192  # not its head of 128,256 rows, which stays as it is
+
+
 def test_the_breakdown_sums_to_the_peak() -> None:
     answer = plan(adapter={"lora": {}}).plan
     assert sum(item.size_bytes for item in answer.memory) == answer.peak_bytes
