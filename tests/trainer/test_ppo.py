@@ -11,7 +11,9 @@ import torch
 
 from hone.errors import InvalidRequest
 from hone.spec.parse import parse
-from hone_trainer.context import RunContext
+from hone_trainer import rollouts
+from hone_trainer.context import RunContext, StopSignal
+from hone_trainer.failure import RunFailed
 from hone_trainer.inputs import fetch
 from hone_trainer.methods import ppo
 from hone_trainer.model import load_tokenizer
@@ -84,7 +86,7 @@ FROZEN = [
 """Answers of unequal lengths to prompts of unequal lengths."""
 
 
-def rollouts() -> Rollouts:
+def frozen() -> Rollouts:
     return Rollouts(
         answers=[
             Drawn(prompt_ids=told.prompt, ids=told.answer, ended=True, number=i + 1, score=told.score, parts={})
@@ -149,7 +151,7 @@ def test_an_update_is_that_of_a_plain_loop(
         return found
 
     trainer._update = noted
-    trainer.learn(rollouts(), step=1)
+    trainer.learn(frozen(), step=1)
     wanted = reference_ppo.update(
         policy.model,
         policy.value_head,
@@ -215,6 +217,30 @@ def test_a_run_that_goes_on_is_bitwise_the_run_that_never_stopped(
     assert weights(again) == weights(whole)
 
 
+def test_a_stop_inside_a_step_keeps_what_was_before_it(
+    make_attempt: MakeAttempt, run_here: RunHere, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(prompts, {"training": {"max_steps": 4, "eval": {"at_start": False}}})
+    whole, cut = run_here(make_attempt(asked)), make_attempt(asked)
+    drawn = iter(range(1, 9))
+
+    def stopped(*arguments: Any, stop: StopSignal, **options: Any) -> list[Drawn]:
+        """The third step's answers end after one token: so does the longest step soon after it is asked to."""
+        stop.asked = stop.asked or next(drawn) == 3
+        answers = draw(*arguments, stop=stop, **options)
+        assert not stop.asked or {len(answer.ids) for answer in answers} == {1}
+        return answers
+
+    with monkeypatch.context() as patch, pytest.raises(RunFailed, match="asked to stop"):
+        patch.setattr(rollouts, "draw", stopped)
+        run_here(cut)
+    assert figures(cut) == figures(whole)[:2]
+    [made] = cut.directory.checkpoints.iterdir()
+    again = run_here(going_on(make_attempt(asked), made))
+    assert figures(again) == figures(whole)[2:]
+    assert weights(again) == weights(whole)
+
+
 def test_the_size_of_a_forward_pass_changes_nothing(
     make_attempt: MakeAttempt, run_here: RunHere, prompts: Path
 ) -> None:
@@ -267,12 +293,12 @@ def test_sampling_is_that_of_the_softmax_and_depends_on_the_seed_alone(tiny_mode
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), make_tokenizer()
     sampling = Sampling(max_new_tokens=1, temperature=0.7, pad=2, stops=(1,))
     prompt = Prompt(ids=tokenizer("ab")["input_ids"], text="ab", row={}, number=1)
-    drawn = draw(model, [prompt] * 4000, sampling, seeds=range(4000))
+    drawn = draw(model, [prompt] * 4000, sampling, seeds=range(4000), stop=StopSignal())
     with torch.no_grad():
         wanted = (model(torch.tensor([prompt.ids])).logits[0, -1] / 0.7).softmax(-1)
     found = torch.bincount(torch.tensor([one.ids[0] for one in drawn]), minlength=264) / 4000
     assert float((found - wanted).abs().sum()) / 2 < 0.12  # total variation of 4,000 draws from 264 tokens
-    part = draw(model, [prompt] * 3, sampling, seeds=range(7, 10))
+    part = draw(model, [prompt] * 3, sampling, seeds=range(7, 10), stop=StopSignal())
     assert [one.ids for one in part] == [one.ids for one in drawn[7:10]]
 
 
@@ -284,7 +310,7 @@ def test_sampling_takes_nothing_from_the_models_own_files(tiny_model: Path) -> N
     model.generation_config = own
     sampling = Sampling(max_new_tokens=1, temperature=1.0, pad=2, stops=(1,))
     prompt = Prompt(ids=tokenizer("ab")["input_ids"], text="ab", row={}, number=1)
-    drawn = draw(model, [prompt] * 200, sampling, seeds=range(200))
+    drawn = draw(model, [prompt] * 200, sampling, seeds=range(200), stop=StopSignal())
     assert len({one.ids[0] for one in drawn}) > 50
     assert model.generation_config is own
 
@@ -295,7 +321,7 @@ def test_an_answer_ends_with_its_first_stop_token_where_that_is_the_padding_too(
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), make_tokenizer()
     sampling = Sampling(max_new_tokens=8, temperature=5.0, pad=1, stops=(1, 70))
     prompts = [Prompt(ids=tokenizer("ab" * (i % 5 + 1))["input_ids"], text="", row={}, number=i) for i in range(400)]
-    drawn = draw(model, prompts, sampling, seeds=range(400))
+    drawn = draw(model, prompts, sampling, seeds=range(400), stop=StopSignal())
     assert {one.ended for one in drawn} == {True, False}
     for one in drawn:
         stops = [token in (1, 70) for token in one.ids]

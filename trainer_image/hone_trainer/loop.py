@@ -20,7 +20,7 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hone_trainer.context import RunContext
-from hone_trainer.training import Watch
+from hone_trainer.training import Cut, Watch
 
 WEIGHTS = "trained.safetensors"
 """What a checkpoint holds of the weights: those that are trained."""
@@ -59,10 +59,13 @@ class Loop(ABC):
             args.lr_scheduler_type, self.optimizer, args.get_warmup_steps(max_steps), max_steps
         )
         self._noted: dict[str, list[float]] = {}
+        self._kept_step = 0
+        """The last one that there is a checkpoint of."""
 
     @abstractmethod
     def step(self, number: int) -> dict[str, float]:
-        """Make step `number`, from 1; the answer is its figures, `loss` and `grad_norm` among them."""
+        """Make step `number`, from 1; the answer is its figures, `loss` and `grad_norm` among them. Raises Cut in every
+        rank when one was asked to stop before anything of the step changed the state."""
 
     @abstractmethod
     def measure(self) -> dict[str, float]:
@@ -91,7 +94,11 @@ class Loop(ABC):
         args, state = self.args, self.state
         self.control = self.callback_handler.on_train_begin(args, state, self.control)
         while state.global_step < state.max_steps and not self.control.should_training_stop:
-            figures = self.step(state.global_step + 1)
+            try:
+                figures = self.step(state.global_step + 1)
+            except Cut:
+                self._end_before_step()
+                break
             rate = self.scheduler.get_last_lr()[0]
             self.scheduler.step()
             state.global_step += 1
@@ -99,6 +106,12 @@ class Loop(ABC):
             self.control = self.callback_handler.on_step_end(args, state, self.control)
             self._report(rate)
         self.control = self.callback_handler.on_train_end(args, state, self.control)
+
+    def _end_before_step(self) -> None:
+        """Every rank was asked to stop inside a step: keep what was there before it, which nothing has touched."""
+        self.context.stop.asked = self.watch.is_stopping = self.control.should_training_stop = True
+        if self.state.global_step > self._kept_step:
+            self._keep()
 
     def _note(self, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
@@ -117,8 +130,13 @@ class Loop(ABC):
             self.evaluate()
         if self.control.should_save:
             self.control.should_save = False
-            self._save(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
-            self.control = self.callback_handler.on_save(args, state, self.control)
+            self._keep()
+
+    def _keep(self) -> None:
+        """A checkpoint of this step."""
+        self._save(Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self._kept_step = self.state.global_step
 
     def _save(self, folder: Path) -> None:
         """What goes into a checkpoint; the callback of checkpoints.py completes it and hands it over."""
@@ -140,7 +158,7 @@ class Loop(ABC):
         self.scheduler.load_state_dict(kept["schedule"])
         self.restore_extra(kept["extra"])
         step = TrainerState.load_from_json(str(folder / "trainer_state.json")).global_step
-        self.state.global_step = step
+        self.state.global_step = self._kept_step = step
         torch.set_rng_state(torch.load(folder / f"rng_state_{self.context.rank}.pth", weights_only=True))
 
     def _load_from_checkpoint(self, folder: str) -> None:

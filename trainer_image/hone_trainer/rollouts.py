@@ -17,10 +17,10 @@ import torch
 from accelerate.utils import gather_object
 from torch.nn.utils.rnn import pad_sequence
 
-from hone_trainer.context import RunContext
+from hone_trainer.context import RunContext, StopSignal
 from hone_trainer.policy import Sequences, without_adapter
 from hone_trainer.rewards import Answer, Rewards
-from hone_trainer.training import EvaluationCut
+from hone_trainer.training import Cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,28 +141,33 @@ def roll_out(
     seed: int,
     step: int,
     share: slice,
+    stop: StopSignal,
 ) -> Rollouts:
     """Answers of `model` to all prompts, of which this rank draws and scores its `share`; the first has `seed`, the
-    next one more."""
+    next one more. Raises Cut in every rank when one of them was asked to stop meanwhile."""
     seeds = range(seed, seed + len(prompts))[share]
     began = time.monotonic()
-    drawn = draw(model, prompts[share], sampling, seeds=seeds)
+    drawn = draw(model, prompts[share], sampling, seeds=seeds, stop=stop)
     drawn_at = time.monotonic()
-    mine = score(rewards, tokenizer, prompts[share], drawn, step=step)
+    mine = [] if stop.asked else score(rewards, tokenizer, prompts[share], drawn, step=step)
     penalised = [
         answer if answer.ended else replace(answer, score=answer.score - missing_eos_penalty) for answer in mine
     ]
     seconds = {"generate_s": drawn_at - began, "score_s": time.monotonic() - drawn_at}
-    parts = gather_object([penalised])
+    parts = gather_object([(penalised, stop.asked)])
+    if any(asked for _, asked in parts):
+        raise Cut
     whole: list[Drawn | None] = [None] * len(prompts)
-    for rank, part in enumerate(parts):
+    for rank, (part, _) in enumerate(parts):
         whole[rank :: len(parts)] = part
     return Rollouts(answers=[answer for answer in whole if answer is not None], seconds=seconds)
 
 
 @torch.no_grad()
-def draw(model: Any, prompts: Sequence[Prompt], sampling: Sampling, *, seeds: Sequence[int]) -> list[Drawn]:
-    """One answer to each prompt."""
+def draw(
+    model: Any, prompts: Sequence[Prompt], sampling: Sampling, *, seeds: Sequence[int], stop: StopSignal
+) -> list[Drawn]:
+    """One answer to each prompt; shorter than it would be where the run is asked to stop."""
     from transformers import GenerationConfig
 
     if not prompts:
@@ -180,7 +185,8 @@ def draw(model: Any, prompts: Sequence[Prompt], sampling: Sampling, *, seeds: Se
     chance = Chance(seeds, temperature=sampling.temperature, device=model.device)
     inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
     with asked_alone(model, config):
-        out = model.generate(**inputs, generation_config=config, logits_processor=[chance])
+        ends = [lambda tokens, _scores: torch.full(tokens.shape[:1], stop.asked, device=tokens.device)]
+        out = model.generate(**inputs, generation_config=config, logits_processor=[chance], stopping_criteria=ends)
     return [
         _drawn(prompt, tokens, sampling)
         for prompt, tokens in zip(prompts, out[:, ids.shape[1] :].tolist(), strict=True)
@@ -197,7 +203,7 @@ def evaluated(
 ) -> dict[str, float]:
     """Means over all prompts of what `figures` says of batches of them, each with the number of its first one.
 
-    Raises EvaluationCut in every rank when one of them was asked to stop.
+    Raises Cut in every rank when one of them was asked to stop.
     """
     sums: dict[str, float] = {}
     for start in range(0, len(prompts), size):
@@ -205,7 +211,7 @@ def evaluated(
         for name, value in figures(batch, start).items():
             sums[name] = sums.get(name, 0.0) + value * len(batch)
         if accelerator.reduce(torch.tensor([int(context.stop.asked)], device=accelerator.device)).item():
-            raise EvaluationCut
+            raise Cut
     return {f"eval_{name}": value / len(prompts) for name, value in sums.items()}
 
 

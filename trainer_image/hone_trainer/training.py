@@ -27,8 +27,8 @@ from hone_trainer.preference import FIGURES
 _TOLD = ("loss", "learning_rate", "grad_norm", *FIGURES, *POLICY_FIGURES)
 
 
-class EvaluationCut(Exception):
-    """The run was asked to stop, so an evaluation was not carried to its end."""
+class Cut(Exception):
+    """The run was asked to stop, so an evaluation, or a step that takes long, was not carried to its end."""
 
 
 class Watch:
@@ -111,12 +111,12 @@ class Watch:
         return bool(self._trainer.accelerator.reduce(asked).item())
 
     def summed(self, totals: torch.Tensor) -> list[float]:
-        """What every rank measured, added up. Raises EvaluationCut on all of them when one was asked to stop."""
+        """What every rank measured, added up. Raises Cut on all of them when one was asked to stop."""
         asked = torch.tensor([float(self.context.stop.asked)], dtype=totals.dtype)
         reduced = self._trainer.accelerator.reduce(torch.cat([totals, asked]).to(self._trainer.args.device))
         sums: list[float] = reduced.tolist()
         if sums.pop():
-            raise EvaluationCut
+            raise Cut
         return sums
 
     def evaluate(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -125,7 +125,7 @@ class Watch:
         context.phase("evaluation")
         try:
             metrics, step = measure(), trainer.state.global_step
-        except EvaluationCut:
+        except Cut:
             context.stop.leave()
             trainer.control.should_training_stop = trainer.control.should_save = True
             trainer.control.should_evaluate = False  # or it would begin again at the end of the epoch

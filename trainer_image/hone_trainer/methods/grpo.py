@@ -176,6 +176,7 @@ class Trainer(GRPOTrainer):  # type: ignore[misc]
                     seed=self.args.seed * 1_000_003 + first,
                     step=self.state.global_step,
                     share=slice(context.rank, None, context.world_size),
+                    stop=context.stop,
                 )
             return drawn.figures()
 

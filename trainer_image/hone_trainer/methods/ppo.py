@@ -118,6 +118,7 @@ class Trainer(Loop):
                 seed=(self.args.seed * 1_000_003 + step) * 1_000_003 + first,
                 step=step,
                 share=slice(self.context.rank, None, self.context.world_size),
+                stop=self.context.stop,
             )
 
     def learn(self, rollouts: Rollouts, *, step: int) -> dict[str, float]:
