@@ -194,7 +194,7 @@ def test_ppo_learns_from_a_reward_model(
     rows, held_out = letters.preferred(12_800, seed=seed), letters.preferred(100, seed=seed, held_out=True)
     trained = run("reward", rows, held_out, steps=200, rate=2e-3).directory.scratch / "outputs" / "adapter"
     rewards = [{"model": {"source": f"file://{trained}"}}, {**REVERSED, "weight": 0.0}]
-    settings = {"batch_size": 128, "mini_batch_size": 32, "init_kl_coef": 1.0}
+    settings = {"batch_size": 128, "mini_batch_size": 32, "init_kl_coef": 2.0}
     attempt = improve("ppo", rewards, steps=60, rate=1e-3, micro_batch_size=32, **settings)
     before, after = evaluations(attempt)
     share = letters.exact(load(base, attempt.directory.scratch / "outputs" / "adapter"), count=500, seed=seed)
