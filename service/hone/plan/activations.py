@@ -129,6 +129,7 @@ def _attention(load: Workload, launch: Launch, widths: _Widths) -> Iterator[_Par
         size, words = 3 * q * w, "3q"
         scores = heads * s * (4 + (0 if w == 4 else w) + (w if layer.softcap else 0))
         if launch.activation_checkpointing:
+            scores += heads * s * w if load.lora and not layer.softcap else 0
             yield _Part("attention mask", layers * s * w, f"s × {w} B for each token, once")
     elif drops and launch.device == "cpu":
         size, words = 3 * q * 4, "3q in fp32"
@@ -209,15 +210,18 @@ def _experts_of_a_token(shape: ModelShape, shared: int) -> int:
 
 def _left_behind(load: Workload, widths: _Widths, *, inner: int) -> Iterator[_Part]:
     """Recomputing a layer ends with an exception as soon as it has what it needs, and the frames that this leaves hold
-    what is not kept otherwise: the product that a dropout copied, a residual of which the norm kept a cast, the
-    attention's output beside an MLP, the input of an activation that keeps its output, what frozen experts read."""
+    what is not kept otherwise: an output, the product that a dropout copied, a residual of which the norm kept a cast,
+    the attention's output beside an MLP, the input of an activation that keeps its output, what experts read."""
     shape, layer = load.shape, load.shape.layer
-    h, size = shape.hidden_size, 0
+    h = shape.hidden_size
+    size = h if load.lora else 0
     is_cast, drops = widths.stream != widths.products, bool(load.lora and load.lora.dropout)
     if drops:
         size += h + (0 if layer.mlp == "relu" else inner)
-    if widths.stream == 2:
+    if widths.stream == 2 and layer.norm == "rms":
         size += 2 * h
+    if layer.fused_qkv:
+        size += h
     if layer.mlp == "relu":
         size += h + inner
     if layer.mlp == "gelu_new":
@@ -228,10 +232,9 @@ def _left_behind(load: Workload, widths: _Widths, *, inner: int) -> Iterator[_Pa
         size += h
     if layer.norms_first and (is_cast or drops):
         size += 2 * h * widths.stream // widths.products
-    if load.lora and shape.num_experts:
-        size += _experts_of_a_token(shape, inner) * h
-    if size:
-        yield _Part("recomputation", shape.num_layers * size * widths.products, "what its frames hold")
+    if shape.num_experts:
+        size += _experts_of_a_token(shape, inner) * h if load.lora else h * widths.stream // widths.products
+    yield _Part("recomputation", shape.num_layers * size * widths.products, "what its frames hold")
 
 
 def _outside(load: Workload, widths: _Widths, tokens: int) -> MemoryItem:
