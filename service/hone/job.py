@@ -93,6 +93,10 @@ class Failure:
     """Last lines of that rank's log."""
 
 
+LOST_AFTER = "lost_after"
+"""Field of a warning that stands for events that were lost: the number of the last one before them."""
+
+
 class EventType(StrEnum):
     """Kinds of events; new ones may come, readers pass over what they do not know."""
 

@@ -20,6 +20,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from hone import gpus
+from hone.backends.kubernetes.logs import _with_gaps_told
 from hone.errors import (
     AlreadyExists,
     InternalError,
@@ -218,6 +219,20 @@ def test_what_an_attempt_reports_twice_is_stored_once(records: Store, make_job: 
     stored = [event.message for event in records.events("default") if event.attempt == 1]
     assert stored == [f"line {seq}" for seq in range(1, 7)]
     assert records.last_seqs(records.get("default", "demo-1")) == {1: 6}
+
+
+def test_events_that_are_told_as_lost_hold_nothing_up(records: Store, make_job: MakeJob) -> None:
+    """As the backend reads them from a log that begins too late: it would be asked for the same events for ever."""
+    records.create(make_job())
+    with records.change("default", "demo-1", now=NOW) as change:
+        change.add_attempt(an_attempt())
+        change.store_events(1, [reported(1), reported(2)])
+    told = list(_with_gaps_told([reported(7), reported(8), reported(10)], 2))
+    with records.change("default", "demo-1", now=NOW) as change:
+        assert change.store_events(1, told) == 10
+    assert records.last_seqs(records.get("default", "demo-1")) == {1: 10}
+    stored = [event.message for event in records.events("default") if event.attempt == 1]
+    assert stored[2:] == [told[0].message, "line 7", "line 8", told[3].message, "line 10"]
 
 
 def test_progress_follows_the_events_of_the_newest_attempt(records: Store, make_job: MakeJob) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from hone.errors import InternalError
-from hone.job import TRANSITIONS, Attempt, Event, EventType, Failure, Job, Output, Progress, State
+from hone.job import LOST_AFTER, TRANSITIONS, Attempt, Event, EventType, Failure, Job, Output, Progress, State
 from hone.store.rows import failure_fields
 
 _PROGRESS_METRICS = ("epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "eta_s")
@@ -103,14 +103,15 @@ class Change:
         self.logs += [(number, rank, data) for rank, data in tails.items()]
 
     def store_events(self, number: int, events: Iterable[Event]) -> int:
-        """Add what an attempt reported; what is there already is passed over, what comes after a gap is not taken.
+        """Add what an attempt reported; what is there already is passed over, what comes after a gap is not taken, unless a
+        warning says that what belongs there is lost.
 
         The answer is the attempt's own number of the last event that is stored now.
         """
         last = self.last_seqs[number]
         taken = []
         for event in sorted(events, key=lambda event: event.seq):
-            if event.seq == last + 1:
+            if event.seq == last + 1 or (event.seq > last and event.fields.get(LOST_AFTER) == str(last)):
                 taken.append(event)
                 last = event.seq
         if taken:

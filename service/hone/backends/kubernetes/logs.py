@@ -19,7 +19,7 @@ from hone.backends.kubernetes.client import Api, pods_path
 from hone.backends.kubernetes.objects import PodView
 from hone.backends.run_files import parse_event
 from hone.errors import NotFound
-from hone.job import Event, EventType
+from hone.job import LOST_AFTER, Event, EventType
 from hone.manifests.names import CONTAINER
 
 CHUNK_BYTES = 256 * 1024
@@ -206,7 +206,8 @@ def _with_gaps_told(events: list[Event], after_seq: int) -> Iterator[Event]:
                 f"Event {last + 1} of the attempt is"
             )  # fmt: skip
             message = f"{lost} lost: they were not received, and the pod's log begins later."
-            yield Event(seq=event.seq - 1, time=event.time, type=EventType.WARNING, message=message)
+            fields = {LOST_AFTER: str(last)}
+            yield Event(seq=event.seq - 1, time=event.time, type=EventType.WARNING, message=message, fields=fields)
         yield event
         last = event.seq
 
