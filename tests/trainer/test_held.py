@@ -1,7 +1,8 @@
 """What memory.py plans beside what a step holds: families, methods, adapters, precisions, sizes drawn by a seed.
 
 The formulas were written from the graphs of models of one size (width 64, rows of 48 tokens). Combinations here have
-other sizes, so that none of it was fitted. `make learn` draws GRID of them for the figures in docs/planning.md.
+other sizes; earlier seeds showed what recomputed layers leave behind, this one was drawn afterwards. `make learn` draws
+GRID of them for the figures in docs/planning.md.
 """
 
 import random

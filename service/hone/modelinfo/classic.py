@@ -39,7 +39,7 @@ def gpt2(config: Config) -> ModelShape:
 
 
 def gpt_neox(config: Config) -> ModelShape:
-    hidden, heads, vocab = _sizes(config)
+    hidden, heads, vocab = plain_sizes(config)
     inner, positions = config.number("intermediate_size"), config.number("max_position_embeddings")
     bias, tied = config.flag("attention_bias", True), config.flag("tie_word_embeddings", False)
     block = Block(prefix="gpt_neox.layers.{}", layers=range(config.number("num_hidden_layers")))
@@ -70,7 +70,7 @@ def opt(config: Config) -> ModelShape:
         raise BadConfig(
             f"config.json of {config.source} has layer_norm_elementwise_affine: false.", fix="Use another OPT model."
         )
-    hidden, heads, vocab = _sizes(config)
+    hidden, heads, vocab = plain_sizes(config)
     inner, positions = config.number("ffn_dim"), config.number("max_position_embeddings")
     width = config.number("word_embed_proj_dim", hidden)
     bias, tied = config.flag("enable_bias", True), config.flag("tie_word_embeddings", True)
@@ -97,7 +97,7 @@ def opt(config: Config) -> ModelShape:
 
 
 def falcon(config: Config) -> ModelShape:
-    hidden, heads, vocab = _sizes(config)
+    hidden, heads, vocab = plain_sizes(config)
     head_dim, inner = hidden // heads, config.number("ffn_hidden_size", 4 * hidden)
     is_new, in_parallel = config.flag("new_decoder_architecture", False), config.flag("parallel_attn", True)
     kv_heads = heads
@@ -133,7 +133,7 @@ def falcon(config: Config) -> ModelShape:
 
 
 def starcoder2(config: Config) -> ModelShape:
-    hidden, heads, vocab = _sizes(config)
+    hidden, heads, vocab = plain_sizes(config)
     kv_heads = config.number("num_key_value_heads", heads)
     inner, positions = config.number("intermediate_size"), config.number("max_position_embeddings")
     bias, tied = config.flag("use_bias", True), config.flag("tie_word_embeddings", True)
@@ -167,7 +167,7 @@ def plain_layer(config: Config, activation: str, key: str, *, residual: str = ""
     )
 
 
-def _sizes(config: Config) -> tuple[int, int, int]:
+def plain_sizes(config: Config) -> tuple[int, int, int]:
     """Width, attention heads and vocabulary by the names that most families have for them."""
     return config.number("hidden_size"), config.number("num_attention_heads"), config.number("vocab_size")
 

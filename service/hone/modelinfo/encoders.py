@@ -7,7 +7,7 @@ family in transformers 5.
 from dataclasses import replace
 
 from hone.modelinfo.block import Block, embedding
-from hone.modelinfo.classic import plain_layer, plain_shape
+from hone.modelinfo.classic import plain_layer, plain_shape, plain_sizes
 from hone.modelinfo.config import Config
 from hone.modelinfo.shape import Layer, Linear, ModelShape, Module, Role
 
@@ -40,11 +40,7 @@ def distilbert(config: Config) -> ModelShape:
 
 
 def bert(config: Config) -> ModelShape:
-    hidden, heads, vocab = (
-        config.number("hidden_size"),
-        config.number("num_attention_heads"),
-        config.number("vocab_size"),
-    )
+    hidden, heads, vocab = plain_sizes(config)
     inner, positions = config.number("intermediate_size"), config.number("max_position_embeddings")
     tied = config.flag("tie_word_embeddings", True)
     block = Block(prefix="bert.encoder.layer.{}", layers=range(config.number("num_hidden_layers")))
@@ -74,11 +70,7 @@ def bert(config: Config) -> ModelShape:
 
 def modernbert(config: Config) -> ModelShape:
     """Its first layer has no norm before the attention; `head` lies between the layers and either head."""
-    hidden, heads, vocab = (
-        config.number("hidden_size"),
-        config.number("num_attention_heads"),
-        config.number("vocab_size"),
-    )
+    hidden, heads, vocab = plain_sizes(config)
     inner, positions = config.number("intermediate_size"), config.number("max_position_embeddings", 8192)
     tied, biased = config.flag("tie_word_embeddings", True), config.flag("norm_bias", False)
     bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
