@@ -6,7 +6,7 @@ the reconciler, after the answer.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from hmac import compare_digest
@@ -19,11 +19,12 @@ from hone.checkpoints import checkpoints
 from hone.crash import crash_point
 from hone.creation import Creation, Prepared, check_creation, new_suffix
 from hone.errors import AlreadyExists, HoneError, InvalidRequest, NotFound, Refused, Violation, WrongState
+from hone.findings import Finding, not_checked, of_error, ok, plan_finding
 from hone.job import TRANSITIONS, Attempt, Checkpoint, Event, EventType, Job, MetricSeries, Output, Point, State
 from hone.paging import JobPage
 from hone.plan import Planned
 from hone.plan.continued import continued
-from hone.references import adapter, base, named
+from hone.references import adapter, base, named, places, references, waits_for
 from hone.run import Run
 from hone.spec import JobSpec
 from hone.spec.combinations import refuse_unserved
@@ -62,6 +63,33 @@ class Jobs:
         """What would run, also for what this version or this machine does not run. Raises InvalidRequest."""
         planned = self._planned(namespace, spec)
         return replace(planned, manifest=self._backend.manifest(planned, namespace=namespace))
+
+    def preflight(self, namespace: str, spec: JobSpec) -> Sequence[Finding]:
+        """Everything that a look at what the request names finds, without recording it; may take minutes."""
+        found = [*self._look_at_store()]
+        try:
+            refuse_unserved(spec)
+            planned = self._planned(namespace, spec)
+            refuse_unserved(planned.spec)
+        except HoneError as error:
+            return [*of_error("plan", error), *found]
+        found.insert(0, plan_finding(planned.plan))
+        try:
+            self._backend.check(planned, namespace=namespace)
+            inputs = self._inputs(namespace, planned.spec, found)
+        except HoneError as error:
+            return [*found, *of_error(self._backend.name, error)]
+        run = Run(
+            namespace=namespace,
+            job="preflight",
+            attempt=1,
+            nonce="preflight",
+            spec=planned.spec,
+            launch=planned.plan.launch,
+            store=self._artifacts.uri,
+            inputs=inputs,
+        )
+        return [*found, *self._backend.preflight(run, planned.plan)]
 
     def create(self, namespace: str, spec: JobSpec, **options: Any) -> Job:
         """Record a job; once this returns it is durable. Options are those of Creation.
@@ -267,6 +295,28 @@ class Jobs:
             exact = continued(exact, own)
         planned = self._planner(with_sources(exact, {source: start}))
         return replace(planned, spec=with_sources(planned.spec, {start: source}))
+
+    def _inputs(self, namespace: str, spec: JobSpec, found: MutableSequence[Finding]) -> Mapping[str, str]:
+        """Where the outputs of other jobs lie that a request names; none while one has yet to end."""
+
+        def find(job: str) -> Job | None:
+            return self._store.find(namespace, job)
+
+        if not (named := references(spec)):
+            return {}
+        if waiting := waits_for(spec, find):
+            found.append(not_checked("inputs", waiting))
+            return {}
+        found.append(ok("inputs", f"{' and '.join(one.text for one in named)}: complete.", how="as the jobs say"))
+        return places(spec, find)
+
+    def _look_at_store(self) -> Iterator[Finding]:
+        try:
+            self._artifacts.probe()
+            how = "a small object was written, read back and removed"
+            yield ok("store", f"{self._artifacts.uri} takes outputs.", how=how)
+        except HoneError as error:
+            yield from of_error("store", error)
 
     def _probe(self) -> None:
         """Find out now, not after hours of training, that outputs could not be stored."""

@@ -370,11 +370,14 @@ def test_a_policy_of_the_platform_is_quoted(house: House) -> None:
     }
     run, plan = house.run()
     backend = house.backend()
+    assert [finding.state for finding in backend.preflight(run, plan) if finding.check == "cluster"] == ["OK"]
     house.cluster.kubectl.apply(policy, binding)
     try:
         api = Api(house.configuration())
         body = render_job(run, plan, house.platform(), managed=True)
         wait_for(lambda: _is_refused(api, house.namespace, body))  # policies take effect a moment later
+        [told] = [finding for finding in backend.preflight(run, plan) if finding.check == "cluster"]
+        assert told.state == "FAILED" and "no cost label" in told.message
         seen = backend.ensure(run, plan)
         assert seen.phase == Phase.WAITING
         assert "no cost label" in seen.reason and "ask who runs the cluster" in seen.reason.lower()

@@ -88,6 +88,9 @@ class Hub:
         if token not in self.tokens:
             raise Answer(401, message="Invalid credentials in Authorization header")
         rights = self.tokens[token]
+        if path == "/api/whoami-v2":
+            role = "write" if rights else "read"
+            return {"type": "user", "name": "someone", "auth": {"accessToken": {"role": role}}}
         if path == "/api/validate-yaml":
             return {"warnings": [], "errors": []}
         if path == "/api/repos/create":

@@ -226,6 +226,35 @@ def test_a_plan_tells_every_violation_in_its_body(server: ServerProcess, client:
     assert any("Did you mean model" in str(violation) for violation in here.violations)
 
 
+def test_a_look_before_a_job_finds_everything_at_once_and_records_nothing(
+    client: Client, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "1+1"}\n')
+    spec = make_spec(
+        dataset={"source": f"file://{rows}"}, model={"tokenizer": f"file://{tmp_path}"}, output={"hub": {"repo": "o/n"}}
+    )
+    found = {finding.check: finding for finding in client.preflight(spec)}
+    states = {check: str(finding.state) for check, finding in found.items()}
+    wrong = {"tokenizer": "FAILED", "data": "NOT_CHECKED", "hub": "FAILED"}
+    assert states == {"store": "OK", "plan": "OK", "model": "OK", **wrong}
+    assert found["tokenizer"].path == "model.tokenizer" and "has no tokenizer" in found["tokenizer"].message
+    assert found["hub"].path == "output.hub.repo" and "HF_TOKEN" in found["hub"].message
+    missing = make_spec(dataset={"source": f"file://{tmp_path}/nowhere.jsonl"})
+    [local] = [finding for finding in client.preflight(missing) if finding.check == "local"]
+    assert (local.path, str(local.state)) == ("dataset.source", "FAILED")
+    assert list(client.list()) == []
+
+
+def test_a_look_at_a_chain_waits_for_what_is_not_there(client: Client, make_spec: MakeSpec) -> None:
+    job = client.submit(quick(make_spec, steps=10_000, pause_ms=20))
+    merge = {"merge": {"adapters": [{"source": f"job://{job.id}/adapter"}]}}
+    spec = make_spec(method=merge, adapter=None, dataset=None, training={})
+    [inputs] = [finding for finding in client.preflight(spec) if finding.check == "inputs"]
+    assert str(inputs.state) == "NOT_CHECKED" and f"waits for the adapter of job {job.id}" in inputs.message
+    client.cancel(job.id)
+
+
 def error_table() -> list[Any]:
     parent, nothing = "namespaces/default", "namespaces/default/jobs/nothing"
     return [
@@ -237,7 +266,7 @@ def error_table() -> list[Any]:
         ("DeleteJob", pb.DeleteJobRequest(name=nothing), "NOT_FOUND", "NOT_FOUND"),
         ("PauseJob", pb.PauseJobRequest(name=nothing), "NOT_FOUND", "NOT_FOUND"),
         ("ResumeJob", pb.ResumeJobRequest(name=nothing), "NOT_FOUND", "NOT_FOUND"),
-        ("PreflightJob", pb.PreflightJobRequest(parent=parent), "UNIMPLEMENTED", "NOT_SERVED_YET"),
+        ("PreflightJob", pb.PreflightJobRequest(parent="x"), "INVALID_ARGUMENT", "INVALID_FIELDS"),
         ("ListCheckpoints", pb.ListCheckpointsRequest(parent=nothing), "NOT_FOUND", "NOT_FOUND"),
         ("ListEvents", pb.ListEventsRequest(parent=parent, after_seq=-1), "INVALID_ARGUMENT", "INVALID_FIELDS"),
         ("QueryMetrics", pb.QueryMetricsRequest(name=nothing), "NOT_FOUND", "NOT_FOUND"),

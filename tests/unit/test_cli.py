@@ -25,7 +25,7 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 EVERYWHERE = {"--help"}
 OPTIONS = {
     "run": {"--set", "--json", "--server", "--namespace"},
-    "plan": {"--set", "--explain", "--compare", "--json", "--server", "--namespace"},
+    "plan": {"--set", "--explain", "--compare", "--offline", "--json", "--server", "--namespace"},
     "data": {"--set", "--json"},
     "submit": {
         "--set", "--job-id", "--request-id", "--validate-only", "--json", "--server", "--namespace",
@@ -129,7 +129,7 @@ def test_every_error_has_an_exit_code() -> None:
 
 
 def test_a_plan_that_fits_ends_with_0(request_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert application.run(["plan", str(request_file)]) == 0
+    assert application.run(["plan", str(request_file), "--offline"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("Fits on 1 × H100-80GB: ")
     assert "41,943,040 trained (0.58 %)" in out
@@ -138,7 +138,8 @@ def test_a_plan_that_fits_ends_with_0(request_file: Path, capsys: pytest.Capture
 def test_a_plan_that_does_not_fit_ends_with_1_and_says_what_would(
     request_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert application.run(["plan", str(request_file), "--set", "adapter=null", "--set", "compute.gpu=L4"]) == 1
+    changes = ["--set", "adapter=null", "--set", "compute.gpu=L4"]
+    assert application.run(["plan", str(request_file), "--offline", *changes]) == 1
     out = capsys.readouterr().out
     assert out.startswith("Does not fit: ")
     assert "smallest changes that fit:" in out
@@ -146,7 +147,7 @@ def test_a_plan_that_does_not_fit_ends_with_1_and_says_what_would(
 
 
 def test_explain_shows_the_formula_of_every_figure(request_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    application.run(["plan", str(request_file), "--explain"])
+    application.run(["plan", str(request_file), "--offline", "--explain"])
     out = capsys.readouterr().out
     assert "P × 2 B / 1, P = 7,248,023,552" in out
 
@@ -159,12 +160,34 @@ def test_a_plan_is_asked_of_a_file_or_a_job(request_file: Path, capsys: pytest.C
 
 
 def test_plan_as_json_has_the_documented_keys(request_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert application.run(["plan", str(request_file), "--json"]) == 0
+    assert application.run(["plan", str(request_file), "--offline", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert set(answer) == {"plan", "spec", "runs_here", "why_not_here", "not_served_yet"}
+    assert set(answer) == {"plan", "spec", "runs_here", "why_not_here", "not_served_yet", "findings"}
     assert answer["plan"]["parameters"] == 7_248_023_552
     assert all(isinstance(item["size_bytes"], int) for item in answer["plan"]["memory"])
     assert answer["spec"]["training"]["learning_rate"] == 2e-4
+
+
+def test_what_cannot_be_looked_at_here_is_said_and_stands_against_nothing(
+    request_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HONE_TRAINER_PYTHON", "/usr/bin/false")
+    assert application.run(["plan", str(request_file)]) == 0
+    out = capsys.readouterr().out
+    assert "trainer  not checked  Model and data are looked at when it runs, first thing: The trainer in" in out
+    assert "Next: " in out
+
+
+def test_a_store_that_takes_nothing_stands_against_a_plan_that_fits(
+    request_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HONE_TRAINER_PYTHON", "/usr/bin/false")
+    monkeypatch.setenv("HONE_STORE", f"file://{tmp_path}/file/below")
+    assert application.run(["plan", str(request_file), "--json"]) == 1
+    [store, trainer] = json.loads(capsys.readouterr().out)["findings"]
+    assert (store["check"], store["state"]) == ("store", "FAILED")
+    assert (trainer["check"], trainer["state"]) == ("trainer", "NOT_CHECKED")
 
 
 def test_every_problem_of_a_file_is_told_at_once(request_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from hone import job as answers
 from hone.errors import InvalidRequest, Violation
+from hone.findings import Finding, FindingState
 from hone.job import Attempt, Event, Failure, FailureClass, Job, MetricSeries, Point, State
 from hone.rpc import convert
 from hone.spec import JobSpec
@@ -84,23 +85,21 @@ def wire_kind(field: FieldDescriptor) -> str:
 @pytest.mark.parametrize(
     "name",
     ["Failure", "Event", "Point", "MetricSeries", "Progress", "Output", "Checkpoint", "Attempt", "MemoryItem", "Launch",
-     "Alternative", "Plan", "Job"],
+     "Alternative", "Plan", "Job", "Finding"],
 )  # fmt: skip
 def test_every_answer_has_the_same_fields_in_the_proto(name: str) -> None:
-    kind = getattr(answers, name)
+    kind = Finding if name == "Finding" else getattr(answers, name)
     wire = {field.name for field in job_pb2.DESCRIPTOR.message_types_by_name[name].fields}
     own = {field.name for field in fields(kind)} - set(convert.ELSEWHERE.get(kind, {}))
     assert wire - own == ({"name"} if kind is Job else set())
     assert own <= wire
 
 
-@pytest.mark.parametrize("enum", [State, FailureClass])
+@pytest.mark.parametrize("enum", [State, FailureClass, FindingState])
 def test_every_word_of_an_enumeration_has_its_number(enum: type) -> None:
+    prefix = {State: "STATE_", FailureClass: "FAILURE_CLASS_", FindingState: "FINDING_STATE_"}[enum]
     found = [value.name for value in job_pb2.DESCRIPTOR.enum_types_by_name[enum.__name__].values[1:]]
-    assert [name.rpartition(f"{'FAILURE_CLASS' if enum is FailureClass else 'STATE'}_")[2] for name in found] == [
-        member.value
-        for member in enum  # type: ignore[attr-defined]
-    ]
+    assert found == [prefix + member.value for member in enum]  # type: ignore[attr-defined]
 
 
 def test_both_watch_streams_have_one_shape() -> None:

@@ -1,9 +1,10 @@
-"""The trainer's entry: `python -m hone_trainer run DIRECTORY`, `… pod`, `… inspect FILE`, `… answer`.
+"""The trainer's entry: `python -m hone_trainer` with run DIRECTORY, pod, inspect FILE, preflight FILE or answer.
 
 The local backend starts the first, one for each machine; it ends with a TrainerExit code and exit.json. The second is
 the same in a pod, where the environment says what is to be run. The third tells what a request's data set becomes
-(lengths, dropped rows, one rendered row) without a model, as JSON on stdout. The fourth answers prompts with the
-outputs of jobs, for `hone try`, as JSON lines. None imports torch before it must.
+(lengths, dropped rows, one rendered row) without a model, as JSON on stdout; the fourth, whether all that it names is
+there and fits together. The fifth answers prompts with the outputs of jobs, for `hone try`, as JSON lines. None imports
+torch before it must.
 """
 
 import argparse
@@ -20,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("pod", help="run the attempt that this pod's manifest describes")
     inspect = commands.add_parser("inspect", help="tell what the data set of a request becomes, as JSON")
     inspect.add_argument("file", type=Path, help="a request, or a run file")
+    preflight = commands.add_parser("preflight", help="look at everything that a request names, as JSON")
+    preflight.add_argument("file", type=Path, help="a request, or a run file")
     commands.add_parser("answer", help="answer prompts with the outputs of jobs; JSON lines on stdin and stdout")
     parsed = parser.parse_args(arguments)
     if parsed.command == "run":
@@ -34,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         from hone_trainer import trial
 
         return trial.main()
+    if parsed.command == "preflight":
+        from hone_trainer.preflight import preflight_file
+
+        return int(preflight_file(parsed.file))
     from hone_trainer.inspection import inspect_file
 
     return int(inspect_file(parsed.file))

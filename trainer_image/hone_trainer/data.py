@@ -22,7 +22,7 @@ from hone.spec import Dataset, JobSpec
 from hone.spec.methods import Sft
 from hone_trainer.context import RunContext
 from hone_trainer.encoding import Encoder, TemplateRefused, asked_ids, make_encoder, problem, with_system
-from hone_trainer.failure import RunFailed
+from hone_trainer.failure import NothingLeft, RunFailed
 from hone_trainer.files import Row
 from hone_trainer.inputs import Inputs
 from hone_trainer.rows import Rows, joined, open_rows
@@ -225,13 +225,13 @@ def refusing_templates(rows: Rows, start: int) -> Iterator[None]:
         ) from error
 
 
-def _nothing_left(rows: Rows, counts: Counts, max_length: int) -> RunFailed:
+def _nothing_left(rows: Rows, counts: Counts, max_length: int) -> NothingLeft:
     fix = "Check the answers in the data set."
     if counts.shortest_useful_length:
         fix = (
             f"Raise method.sft.max_length to {counts.shortest_useful_length:,} tokens at least, or shorten the prompts."
         )
-    return RunFailed(
+    return NothingLeft(
         TrainerExit.DATA,
         f"None of the {counts.rows:,} rows of {rows.source} has anything left to learn within max_length "
         f"({max_length:,} tokens).",

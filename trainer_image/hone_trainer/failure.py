@@ -39,6 +39,10 @@ class RunFailed(HoneError):
         super().__init__(message, fix=fix)
 
 
+class NothingLeft(RunFailed):
+    """No row of a data set can be trained on within the request's lengths."""
+
+
 def classify(error: BaseException) -> RunFailed:
     """What any exception means for the run."""
     if isinstance(error, RunFailed):

@@ -11,14 +11,18 @@ from hone.run import TrainerExit
 from hone_trainer.hub import hub_failure
 
 
-def main(field: str, source: str, config: str, target: str, *splits: str) -> int:
-    """Write `<target>/<split>.parquet` for every split."""
-    from datasets import load_dataset
+def main(field: str, source: str, config: str, target: str, first: str, *splits: str) -> int:
+    """Write `<target>/<split>.parquet` for every split; of each only so many rows, where `first` is a number."""
+    from datasets import Dataset, load_dataset
 
     repository, _, revision = source.removeprefix("hf://").partition("@")
     try:
         for name in splits:
-            rows = load_dataset(repository, config or None, split=name, revision=revision or None)
+            rows = load_dataset(
+                repository, config or None, split=name, revision=revision or None, streaming=bool(first)
+            )
+            if first:
+                rows = Dataset.from_list(list(rows.take(int(first))))
             rows.to_parquet(Path(target) / f"{name}.parquet")
     except Exception as error:
         failed = hub_failure(error, field=field, source=source, otherwise=TrainerExit.DATA)

@@ -94,11 +94,11 @@ def fetch(run: Run, directory: Path, *, weights: bool = True) -> Inputs:
     """
     spec = run.spec
     named = _fetch(run, "model.source", spec.model.source, directory / "model", weights=weights)
-    model, adapters = _with_base(run, named, directory, weights=weights)
+    model, adapters = fetch_base(run, named, directory, weights=weights)
     tokenizer = named if has_tokenizer(named) else model
     if spec.model.tokenizer:
         tokenizer = _fetch(run, "model.tokenizer", spec.model.tokenizer, directory / "tokenizer")
-    rows = _fetch_data(run, spec.dataset, directory) if spec.dataset else {}
+    rows = fetch_data(run, spec.dataset, directory) if spec.dataset else {}
     models = _fetch_reward_models(run, directory) if weights else {}
     functions = _fetch_reward_functions(run, directory) if weights else {}
     return Inputs(
@@ -137,20 +137,21 @@ def _fetch_reward_functions(run: Run, directory: Path) -> dict[str, Source]:
     return found
 
 
-def _fetch_data(run: Run, dataset: Dataset, directory: Path) -> dict[str, Any]:
-    """The data sets of a request, by the names that Inputs has for them."""
+def fetch_data(run: Run, dataset: Dataset, directory: Path, *, first: int | None = None) -> dict[str, Any]:
+    """The data sets of a request, by the names that Inputs has for them; where `first` is given, of the Hub's only so
+    many rows of each split."""
     own = [dataset.split] + ([dataset.eval_split] if dataset.eval_split and not dataset.eval_source else [])
     wanted = _Rows("dataset.source", dataset.source, own, dataset.config)
-    found: dict[str, Any] = {"dataset": _fetch_rows(run, wanted, directory / "dataset")}
+    found: dict[str, Any] = {"dataset": _fetch_rows(run, wanted, directory / "dataset", first)}
     if dataset.eval_source:
         wanted = _Rows("dataset.eval_source", dataset.eval_source, [dataset.eval_split or "test"], dataset.config)
-        found["eval_dataset"] = _fetch_rows(run, wanted, directory / "eval")
+        found["eval_dataset"] = _fetch_rows(run, wanted, directory / "eval", first)
     mixed = [
         _Rows(f"dataset.mix.{number}.source", part.source, [part.split], part.config)
         for number, part in enumerate(dataset.mix)
     ]
     places = (directory / f"mix-{number}" for number in range(len(mixed)))
-    return found | {"mixed": tuple(_fetch_rows(run, *pair) for pair in zip(mixed, places, strict=True))}
+    return found | {"mixed": tuple(_fetch_rows(run, *pair, first) for pair in zip(mixed, places, strict=True))}
 
 
 class _Rows(NamedTuple):
@@ -162,7 +163,7 @@ class _Rows(NamedTuple):
     config: str | None
 
 
-def _with_base(run: Run, named: Source, directory: Path, *, weights: bool) -> tuple[Source, list[Source]]:
+def fetch_base(run: Run, named: Source, directory: Path, *, weights: bool) -> tuple[Source, list[Source]]:
     """The model to load, and the adapters that belong to the run."""
     adapter = read_adapter_directory(Path(named.path), named.asked)
     if merge := run.spec.method.merge:
@@ -175,7 +176,8 @@ def _with_base(run: Run, named: Source, directory: Path, *, weights: bool) -> tu
         parts = enumerate(merge.adapters)
         field = "method.merge.adapters"
         return named, [
-            _fetch(run, f"{field}[{i}].source", part.source, directory / f"adapter-{i}") for i, part in parts
+            _fetch(run, f"{field}[{i}].source", part.source, directory / f"adapter-{i}", weights=weights)
+            for i, part in parts
         ]
     if adapter is None:
         return named, []
@@ -205,12 +207,12 @@ def fetch_model(field: str, source: str, target: Path, *, address: str = "", wei
     return Source(asked=source, path=str(path), address=address if address != source else "")
 
 
-def _fetch_rows(run: Run, wanted: _Rows, target: Path) -> Source:
+def _fetch_rows(run: Run, wanted: _Rows, target: Path, first: int | None) -> Source:
     """A data set: a file, a directory of files, or a pattern that some of them match."""
     address = run.inputs.get(wanted.source, wanted.source)
     scheme, _, rest = address.partition("://")
     if scheme == "hf":
-        return _fetch_hub_rows(wanted, target)
+        return _fetch_hub_rows(wanted, target, first)
     if scheme == "file" and glob.has_magic(Path(unquote(rest)).name):
         return Source(asked=wanted.source, path=unquote(rest))  # rows.py says when nothing matches
     fetch = _fetch_matching if scheme == "s3" and glob.has_magic(_name(rest)) else _fetch_files
@@ -300,14 +302,15 @@ def _fetch_repository(field: str, source: str, name: str, *, weights: bool) -> S
     return Source(asked=source, path=path, revision=Path(path).name)
 
 
-def _fetch_hub_rows(wanted: _Rows, target: Path) -> Source:
+def _fetch_hub_rows(wanted: _Rows, target: Path, first: int | None) -> Source:
     """Rows of a Hub data set, as parquet: in a process of its own, because `datasets` decides on being offline at
     import."""
     target.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1"}
     field, source = wanted.field, wanted.source
     splits = sorted({part.name for split in wanted.splits for part in read_split(split)})
-    command = [sys.executable, "-m", "hone_trainer.hub_rows", field, source, wanted.config or "", str(target), *splits]
+    words = [field, source, wanted.config or "", str(target), str(first or ""), *splits]
+    command = [sys.executable, "-m", "hone_trainer.hub_rows", *words]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if not ended.returncode:
         return Source(asked=source, path=str(target), revision=ended.stdout.strip())

@@ -38,7 +38,7 @@ _ONE_PROCESS = Launch(
 def inspect_file(path: Path) -> TrainerExit:
     """Print what becomes of the data; a failure is printed in the same form as in exit.json."""
     try:
-        report: dict[str, Any] = _inspect(_read(path))
+        report: dict[str, Any] = _inspect(read_run(path))
         code = TrainerExit.SUCCEEDED
     except (HoneError, OSError) as error:
         failed = classify(error)
@@ -47,7 +47,7 @@ def inspect_file(path: Path) -> TrainerExit:
     return code
 
 
-def _read(path: Path) -> Run:
+def read_run(path: Path) -> Run:
     """A run file as it is; a request as the run that it would become."""
     text = path.read_text(encoding="utf-8")
     data = yaml.safe_load(text)
@@ -76,8 +76,7 @@ def _inspect(run: Run) -> dict[str, Any]:
         inputs = fetch(run, Path(scratch), weights=False)
         tokenizer = load_tokenizer(inputs.tokenizer, spec.model)
         train, evaluation = open_sets(spec, inputs)
-        read = _read_rows if spec.method.sft else _read_prompts if spec.method.rewarded else _read_pairs
-        prepared, found = read(run, tokenizer, train, evaluation)
+        prepared, found = read_sets(run, tokenizer, train, evaluation)
     counts = {"train": asdict(prepared.train_counts)}
     if prepared.eval_counts:
         counts["eval"] = asdict(prepared.eval_counts)
@@ -87,6 +86,13 @@ def _inspect(run: Run) -> dict[str, Any]:
         "longest_row_tokens": prepared.train_counts.longest_row,
         **found,
     }
+
+
+def read_sets(run: Run, tokenizer: Any, train: Any, evaluation: Any) -> tuple[Any, dict[str, Any]]:
+    """The rows as they are trained on, and the first of them for people. Raises RunFailed."""
+    method = run.spec.method
+    read = _read_rows if method.sft else _read_prompts if method.rewarded else _read_pairs
+    return read(run, tokenizer, train, evaluation)
 
 
 def _read_rows(run: Run, tokenizer: Any, train: Any, evaluation: Any) -> tuple[Any, dict[str, Any]]:

@@ -33,6 +33,15 @@ def is_of_head(path: str) -> bool:
 def check_model(source: Source, *, scores: bool = False) -> dict[str, Any]:
     """The config of a model directory that can be trained, with `scores` as a reward model. Raises RunFailed (USER)
     with what is wrong; opens no weights."""
+    config = check_config(source, scores=scores)
+    path = Path(source.path)
+    if not any(path.glob("*.safetensors")):
+        raise _no_weights(path, source.asked)
+    return config
+
+
+def check_config(source: Source, *, scores: bool = False) -> dict[str, Any]:
+    """The same of a directory that may lack its weights yet."""
     path = Path(source.path)
     config = _read_config(path, source.asked)
     _refuse_code(config, path, source.asked)
@@ -47,8 +56,6 @@ def check_model(source: Source, *, scores: bool = False) -> dict[str, Any]:
             f"{'classifier' if scores else 'language model'}.",
             fix="Use an architecture that it knows, or a newer trainer.",
         )
-    if not any(path.glob("*.safetensors")):
-        raise _no_weights(path, source.asked)
     return config
 
 

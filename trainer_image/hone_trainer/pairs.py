@@ -20,7 +20,7 @@ from hone.run import TrainerExit
 from hone.spec import Columns, Dataset, JobSpec, Model
 from hone_trainer.data import BATCH, Prepared, merged_warning, questions_of, refuse_rows, refusing_templates
 from hone_trainer.encoding import Encoded, Encoder, conversation_problem, kind_of, training_template
-from hone_trainer.failure import RunFailed
+from hone_trainer.failure import NothingLeft, RunFailed
 from hone_trainer.files import Row
 from hone_trainer.rows import Rows
 from hone_trainer.tokens import Counts, Pool, Prints, histogram
@@ -321,12 +321,12 @@ def _cut(pair: Pair, max_length: int, eos: int) -> Pair:
     return Pair(ids=(sides[0], sides[1]), starts=pair.starts, margin=pair.margin)
 
 
-def _nothing_left(rows: Rows, counts: Counts, limit: Limit) -> RunFailed:
+def _nothing_left(rows: Rows, counts: Counts, limit: Limit) -> NothingLeft:
     fix = "Check the answers in the data set."
     if counts.shortest_useful_length:
         fix = f"Raise {limit.field} to {counts.shortest_useful_length:,} tokens at least, or shorten the rows."
     left = "has anything left to learn" if limit.cuts else "fits"
-    return RunFailed(
+    return NothingLeft(
         TrainerExit.DATA,
         f"None of the {counts.rows:,} pairs of {rows.source} {left} within max_length ({limit.max_length:,} tokens).",
         fix=fix,

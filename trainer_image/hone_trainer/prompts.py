@@ -27,7 +27,7 @@ from hone_trainer.encoding import (
     with_one_bos,
     with_system,
 )
-from hone_trainer.failure import RunFailed
+from hone_trainer.failure import NothingLeft, RunFailed
 from hone_trainer.files import Row
 from hone_trainer.rows import Rows
 from hone_trainer.tokens import Counts, Pool, Prints, TextPool, histogram
@@ -186,7 +186,7 @@ def _collect(encoder: PromptEncoder, rows: Rows, limit: _Limit) -> tuple[pa.Tabl
     counts.rows_dropped, counts.tokens_dropped = counts.rows - counts.rows_used, counts.tokens - int(ids.offsets[-1])
     counts.rows_repeated, counts.lengths = prints.num_repeated, histogram(lengths)
     if not numbers:
-        raise RunFailed(
+        raise NothingLeft(
             TrainerExit.DATA,
             f"None of the {counts.rows:,} prompts of {rows.source} fits within {limit.field} ({limit.tokens:,} "
             "tokens).",

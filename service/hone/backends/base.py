@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from hone.findings import Finding
 from hone.job import Event, Failure, Plan
 from hone.plan import Planned
 from hone.run import Run
@@ -105,6 +106,9 @@ class Backend(Protocol):
     def check(self, planned: Planned, *, namespace: str) -> None:
         """Refuse, before anything is recorded, what cannot run here: no such hardware, inputs that are not there.
         Raises InvalidRequest with every violation, or StorageError where this machine is at fault."""
+
+    def preflight(self, run: Run, plan: Plan) -> Sequence[Finding]:
+        """A look at everything that a run names, without one; starts nothing, and may take minutes."""
 
     def manifest(self, planned: Planned, *, namespace: str) -> str:
         """What a person would apply to run it without a service; empty where there is no such thing."""

@@ -25,15 +25,19 @@ from hone.backends.inputs import check_inputs, sources
 from hone.backends.room import GIB, Needs, Room, Share
 from hone.crash import crash_point
 from hone.errors import InvalidRequest, NotServed, StorageError, Violation, WrongState
+from hone.findings import Finding, FindingState, from_json
 from hone.job import Event, Failure, FailureClass, Plan
 from hone.plan import Hardware, Planned
 from hone.run import ENV_PYTHON_REWARDS, Run, RunDirectory, TrainerExit
 from hone.spec import JobSpec
 from hone.spec.rewards import forbidden_functions
+from hone.trainer_process import CannotAsk, TrainerProcess
 
 _ENDED_ON_PURPOSE = frozenset(
     {TrainerExit.INTERRUPTED, TrainerExit.WORKER_DIED, TrainerExit.FENCED, TrainerExit.ALREADY_RAN}
 )
+PREFLIGHT_S = 300.0
+"""The longest that a look at what a request names may take."""
 _SHARE_FILE = "room.json"
 _STOP_FILE = "stop.json"
 
@@ -61,6 +65,7 @@ class LocalBackend:
         self._python = trainer_python or sys.executable
         allowed = {ENV_PYTHON_REWARDS: "1" if python_rewards else ""}
         self._environment = {**os.environ, **allowed, **(environment or {})}
+        self._trainer = TrainerProcess(trainer_python, self._environment)
         self._lock = threading.Lock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._reader = run_files.EventReader()
@@ -76,6 +81,7 @@ class LocalBackend:
 
     def close(self) -> None:
         """Let go of the trainers; they run on, and the next service finds them."""
+        self._trainer.close()
         for child in self._children.values():
             if child.poll() is None:
                 child.returncode = 0  # it is nobody's child any more, and no mistake: keeps Popen from warning
@@ -101,6 +107,13 @@ class LocalBackend:
             raise InvalidRequest([Violation(path="compute", message=message)])
         self._check_inputs(sources(planned.spec), int(time.monotonic()))
         self._check_disk(planned.plan)
+
+    def preflight(self, run: Run, plan: Plan) -> Sequence[Finding]:
+        """What the trainer's own look finds."""
+        try:
+            return from_json(self._trainer.ask("preflight", run.to_yaml(), timeout_s=PREFLIGHT_S)["findings"])
+        except CannotAsk as error:
+            return [Finding(check="trainer", state=FindingState.FAILED, message=error.message, fix=error.fix)]
 
     def manifest(self, planned: Planned, *, namespace: str) -> str:
         """None: there is no cluster."""

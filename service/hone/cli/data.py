@@ -3,11 +3,7 @@ learned. The reading is the trainer's own, in a process of its own, so that what
 """
 
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -22,7 +18,7 @@ from hone.cli.failure import ExitCode
 from hone.cli.options import AsJson, Overrides, RequestFile
 from hone.cli.plan import source_text
 from hone.cli.request import load
-from hone.errors import PermanentError, UserError
+from hone.errors import UserError
 
 if TYPE_CHECKING:
     from hone.spec import JobSpec
@@ -39,12 +35,6 @@ class DataRefused(UserError):
     """The data set cannot be learned from as the request says."""
 
     reason = "BAD_DATA"
-
-
-class CannotRead(PermanentError):
-    """The trainer cannot be asked."""
-
-    reason = "TRAINER_FAILED"
 
 
 def data(file: RequestFile, overrides: Overrides = None, as_json: AsJson = False) -> int:
@@ -66,23 +56,12 @@ def data(file: RequestFile, overrides: Overrides = None, as_json: AsJson = False
 
 
 def _ask_trainer(spec: "JobSpec") -> dict[str, Any]:
-    """What `python -m hone_trainer inspect` says. Raises DataRefused or CannotRead."""
-    python = read_settings().trainer_python or sys.executable
-    with tempfile.TemporaryDirectory(prefix="hone-data-") as directory:
-        request = Path(directory) / "request.json"
-        request.write_text(json.dumps(spec.to_mapping()), encoding="utf-8")
-        command = [python, "-m", "hone_trainer", "inspect", str(request)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        report: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    except (ValueError, IndexError) as error:
-        last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "it said nothing")
-        raise CannotRead(
-            f"The trainer in {python} ended with code {ended.returncode}: {last}",
-            fix="`hone doctor` says what is missing there.",
-        ) from error
+    """What `python -m hone_trainer inspect` says. Raises DataRefused or CannotAsk."""
+    from hone.trainer_process import CannotAsk, TrainerProcess
+
+    report = TrainerProcess(read_settings().trainer_python).ask("inspect", json.dumps(spec.to_mapping()))
     if failure := report.get("failure"):
-        kind = DataRefused if failure["failure_class"] in _CALLERS_FAULT else CannotRead
+        kind = DataRefused if failure["failure_class"] in _CALLERS_FAULT else CannotAsk
         raise kind(failure["message"], fix=failure["next_step"])
     return report
 

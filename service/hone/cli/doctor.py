@@ -23,7 +23,6 @@ from hone.cli.console import answers, remarks
 from hone.cli.environment import read_settings
 from hone.cli.failure import ExitCode
 from hone.cli.options import AsJson
-from hone.errors import HoneError
 
 if TYPE_CHECKING:
     from hone.settings import Settings
@@ -152,23 +151,13 @@ def _home(home: Path) -> Check:
 
 
 def _store(settings: "Settings") -> Check:
-    if not settings.store and not settings.home.exists():
-        return Check(name="store", ok=True, text=f"{settings.store_uri} (made by the first run)")
-    try:
-        _probe_store(settings)
-    except HoneError as error:
-        return Check(name="store", ok=False, text=f"{settings.store_uri}: {error.message}", fix=error.fix)
-    return Check(name="store", ok=True, text=f"{settings.store_uri}, written and read back")
+    from hone.cli.preflight import store_finding
+    from hone.findings import FindingState
 
-
-def _probe_store(settings: "Settings") -> None:
-    from hone.storage import open_store
-
-    store = open_store(settings.store_uri, endpoint=settings.store_endpoint)
-    try:
-        store.probe()
-    finally:
-        store.close()
+    found = store_finding(settings)
+    is_ok = found.state == FindingState.OK
+    text = found.message if is_ok else f"{settings.store_uri}: {found.message}"
+    return Check(name="store", ok=is_ok, text=text, fix=found.fix)
 
 
 def _service(settings: "Settings") -> Check:

@@ -10,7 +10,7 @@ from rich.table import Table
 from hone import quantities as q
 from hone.cli.answer import as_data, print_json
 from hone.cli.connection import connect
-from hone.cli.console import answers
+from hone.cli.console import answers, remarks
 from hone.cli.environment import read_settings
 from hone.cli.failure import ExitCode
 from hone.cli.options import AsJson, Namespace, Overrides, RequestFileOrNone, Server
@@ -18,6 +18,7 @@ from hone.cli.request import about, load
 from hone.errors import UserError
 
 if TYPE_CHECKING:
+    from hone.findings import Finding
     from hone.job import Launch, Plan
     from hone.spec import JobSpec
 
@@ -31,27 +32,55 @@ def plan(
     compare: Annotated[
         str, typer.Option(metavar="JOB", help="Put what a job took beside what its plan said, instead of a FILE.")
     ] = "",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Plan only: do not look at model, data, store and Hub.")
+    ] = False,
     as_json: AsJson = False,
     server: Server = "",
     namespace: Namespace = "",
 ) -> int:
-    """Say whether a request fits, on what, and what would run. Starts nothing, needs no service.
+    """Say whether a request fits, on what, and what would run; then look at everything that it names. Starts nothing,
+    needs no service.
 
-    Ends with 0 when it fits and 1 when it does not. With a server, the answer is about that server's machines.
+    Ends with 0 when it fits and nothing stands against it, else with 1. With a server, the answer is about that
+    server's machines, and what it cannot look at this machine does, with your own credentials.
     """
     if bool(file) == bool(compare):
         raise UserError("One of FILE and --compare JOB is needed: a request, or a job that has run.")
     if file is None:
         return _compare(compare, server, namespace, as_json=as_json)
+    from hone.cli.preflight import print_findings
+    from hone.findings import is_ready
+
     spec = load(file, overrides)
     with about(file):
         resolved, planned, why_not_here = _planned_by(server, namespace, spec) if server else _planned_here(spec)
-    if as_json:
-        print_json(_as_data(resolved, planned, why_not_here, not_served(resolved)))
-    else:
+    if not as_json:
         print_plan(answers(), resolved, planned, explain=explain)
-        _print_rest(resolved, planned, why_not_here, file)
-    return ExitCode.DONE if planned.fits else ExitCode.FAILED
+        print_alternatives(answers(), planned)
+    found = [] if offline else _look(server, namespace, spec)
+    if as_json:
+        print_json(_as_data(resolved, planned, why_not_here, not_served(resolved)) | {"findings": as_data(found)})
+    else:
+        if found:
+            print_findings(answers(), found, explain=explain)
+        _print_rest(resolved, planned, why_not_here, file, runs=is_ready(found))
+    return ExitCode.DONE if planned.fits and is_ready(found) else ExitCode.FAILED
+
+
+def _look(server: str, namespace: str, spec: "JobSpec") -> "list[Finding]":
+    """What the service finds, and what it could not look at by the trainer of this machine."""
+    from hone.cli.preflight import look_here, trainer_findings
+    from hone.findings import FindingState, together
+
+    with remarks().status("looking at what the request names (--offline leaves it out) …"):
+        if not server:
+            return look_here(spec)
+        with connect(server, namespace) as connection:
+            found = list(connection.client.preflight(spec))
+        if all(finding.state != FindingState.NOT_CHECKED for finding in found):
+            return found
+        return together(found, trainer_findings(spec))
 
 
 def _compare(job_id: str, server: str, namespace: str, *, as_json: bool) -> int:
@@ -259,19 +288,18 @@ def _time(plan: "Plan") -> str:
     return f", about {q.duration(plan.seconds_low)} to {q.duration(plan.seconds_high)}"
 
 
-def _print_rest(spec: "JobSpec", plan: "Plan", why_not_here: str, file: Path) -> None:
+def _print_rest(spec: "JobSpec", plan: "Plan", why_not_here: str, file: Path, *, runs: bool) -> None:
     console = answers()
-    print_alternatives(console, plan)
     console.print()
     if unserved := not_served(spec):
         console.print(f"  Not yet: {unserved}")
-    console.print(f"  {_next(plan, why_not_here, file, unserved=bool(unserved))}")
+    console.print(f"  {_next(plan, why_not_here, file, runs=runs and not unserved)}")
 
 
-def _next(plan: "Plan", why_not_here: str, file: Path, *, unserved: bool) -> str:
+def _next(plan: "Plan", why_not_here: str, file: Path, *, runs: bool) -> str:
     formulas = "hone plan --explain shows every formula"
     if not plan.fits:
         return f"Next: change {file.name} as above · {formulas}" if plan.alternatives else f"Next: {formulas}"
     if why_not_here:
         return f"Not on this machine: {why_not_here} Next: {formulas}"
-    return f"Next: {formulas}" if unserved else f"Next: hone run {file} · {formulas}"
+    return f"Next: hone run {file} · {formulas}" if runs else f"Next: {formulas}"

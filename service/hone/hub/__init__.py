@@ -6,6 +6,6 @@ Used by the trainer's supervisor after its outputs are safe in the store, and by
 huggingface_hub is imported when something is pushed and not before: the service runs without it.
 """
 
-from hone.hub.push import Pushed, Target, push, saved_token
+from hone.hub.push import Pushed, Target, look, push, saved_token
 
-__all__ = ["Pushed", "Target", "push", "saved_token"]
+__all__ = ["Pushed", "Target", "look", "push", "saved_token"]

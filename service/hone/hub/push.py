@@ -98,6 +98,13 @@ def push(
     return pushed
 
 
+def look(target: Target, *, token: str) -> str:
+    """Whether a push there may go well, as one sentence; changes nothing. Raises as `push`, without another try."""
+    api = _api(token, shows_bars=False)
+    with _typed_errors(target.repo):
+        return _Push(api, target, (), lambda _: None).look()
+
+
 def saved_token() -> str:
     """The person's own token: HF_TOKEN, else what `hf auth login` saved; empty where there is none."""
     return _library().get_token() or ""
@@ -140,6 +147,16 @@ class _Push:
     def __init__(self, api: "HfApi", target: Target, files: Sequence[_File], tell: Tell) -> None:
         self._api, self._target, self._files, self._tell = api, target, files, tell
 
+    def look(self) -> str:
+        """Whose token it is, and what is there."""
+        who = self._api.whoami()
+        repo, kind = self._target.repo, who.get("auth", {}).get("accessToken", {}).get("role")
+        if kind == "read":
+            raise Refused("The token for the Hub may only read.", fix=TOKEN_FIX)
+        info = self._repository()
+        there = "will be made" if info is None else f"is there, {'private' if info.private else 'public'}"
+        return f"The token of {who['name']} is valid; {repo} {there}."
+
     def make(self, message: str) -> Pushed:
         """Look, send, look again."""
         private = self._open_repository()
@@ -164,23 +181,30 @@ class _Push:
     def _open_repository(self) -> bool:
         """Find the repository or make it; whether it is private."""
         target = self._target
+        info = self._repository()
+        if info is None:
+            self._create()
+            return target.private
+        if info.private and not target.private:
+            self._tell(f"{target.repo} is private and stays so; its settings on the Hub change that.")
+        return bool(info.private)
+
+    def _repository(self) -> Any:
+        """What is there under that name; None where nothing is. Refuses what would not take this push."""
+        target = self._target
         info = self._info("model")
         if info is None:
             for kind in ("dataset", "space"):
                 if self._info(kind) is not None:
                     fix = "Name another repository."
                     raise UserError(f"{target.repo} is the name of a {kind} on the Hub, not of a model.", fix=fix)
-            self._create()
-            return target.private
-        if target.private and info.private is False:
+        elif target.private and info.private is False:
             raise Refused(
                 f"{target.repo} is public on the Hub, and this push is to be private.",
                 fix="Name another repository, make that one private, or ask for a public push (--public, or "
                 "output.hub.private: false).",
             )
-        if info.private and not target.private:
-            self._tell(f"{target.repo} is private and stays so; its settings on the Hub change that.")
-        return bool(info.private)
+        return info
 
     def _info(self, kind: str) -> Any:
         try:

@@ -12,6 +12,7 @@ import grpc
 from tenacity import AsyncRetrying
 
 from hone.errors import InvalidRequest
+from hone.findings import Finding
 from hone.job import Checkpoint, Event, Job, MetricSeries, Output
 from hone.rpc import calls, retry
 from hone.rpc.access import default_access
@@ -49,6 +50,11 @@ class AsyncClient:
             return await self._call(calls.plan(self.namespace, calls.read_spec(spec)))
         except InvalidRequest as error:
             return calls.wrong_plan(error)
+
+    async def preflight(self, spec: SpecLike) -> Sequence[Finding]:
+        """What a look outside finds: model, data set, store and all else that the request names."""
+        call = calls.preflight(self.namespace, calls.read_spec(spec))
+        return await self._call(call, timeout_s=max(self._timeout_s, calls.PREFLIGHT_TIMEOUT_S))
 
     async def submit(
         self, spec: SpecLike, *, job_id: str = "", request_id: str = "", validate_only: bool = False
@@ -160,11 +166,12 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _call(self, call: Call[_Answer]) -> _Answer:
+    async def _call(self, call: Call[_Answer], *, timeout_s: float | None = None) -> _Answer:
         method = getattr(self._stub, call.method)
         async for attempt in AsyncRetrying(**retry.CALLS):
             with attempt, typed_errors(self.server):
-                answer = await method(call.request, timeout=self._timeout_s, metadata=self._access.metadata())
+                limit = timeout_s or self._timeout_s
+                answer = await method(call.request, timeout=limit, metadata=self._access.metadata())
         return call.read(answer)
 
     async def _watch(self, job: str, after_seq: int, *, timeout_s: float | None) -> AsyncIterator[Event]:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from google.protobuf.message import Message
 
 from hone.errors import InvalidRequest, UserError, Violation
+from hone.findings import Finding
 from hone.job import Checkpoint, Event, Job, MetricSeries, Output, Plan
 from hone.plan import Planned
 from hone.rpc import convert
@@ -22,6 +23,8 @@ from hone.v1 import training_service_pb2 as pb
 SpecLike: TypeAlias = JobSpec | Mapping[str, Any] | str | Path
 """A request: a JobSpec, a mapping as in the YAML, or the path of a YAML or JSON file."""
 PAGE_EVENTS = 1000
+PREFLIGHT_TIMEOUT_S = 600.0
+"""A look at a request may fetch what it names."""
 
 _Answer = TypeVar("_Answer")
 
@@ -70,6 +73,13 @@ def plan(namespace: str, spec: JobSpec) -> Call[PlanAnswer]:
     message = convert.spec_to_message(spec)
     request = pb.PlanJobRequest(parent=convert.namespace_name(namespace), spec=message)
     return Call("PlanJob", request, _plan_answer)
+
+
+def preflight(namespace: str, spec: JobSpec) -> Call[list[Finding]]:
+    message = convert.spec_to_message(spec)
+    request = pb.PreflightJobRequest(parent=convert.namespace_name(namespace), spec=message)
+    read = lambda answer: [convert.from_message(Finding, finding) for finding in answer.findings]  # noqa: E731
+    return Call("PreflightJob", request, read)
 
 
 def submit(

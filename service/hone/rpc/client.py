@@ -21,6 +21,7 @@ import grpc
 from tenacity import Retrying
 
 from hone.errors import InvalidRequest
+from hone.findings import Finding
 from hone.job import Checkpoint, Event, Job, MetricSeries, Output
 from hone.rpc import calls, retry
 from hone.rpc.access import default_access
@@ -68,6 +69,12 @@ class Client:
             return self._call(calls.plan(self.namespace, calls.read_spec(spec)))
         except InvalidRequest as error:
             return calls.wrong_plan(error)
+
+    def preflight(self, spec: SpecLike) -> Sequence[Finding]:
+        """What a look outside finds: model, data set, store and all else that the request names; records nothing. It
+        would run where no finding is FAILED. May take minutes, where the service has large files to look at."""
+        call = calls.preflight(self.namespace, calls.read_spec(spec))
+        return self._call(call, timeout_s=max(self._timeout_s, calls.PREFLIGHT_TIMEOUT_S))
 
     def submit(self, spec: SpecLike, *, job_id: str = "", request_id: str = "", validate_only: bool = False) -> Job:
         """Create a job; it is durable when this returns. Raises InvalidRequest with every violation, AlreadyExists."""
@@ -178,11 +185,11 @@ class Client:
     ) -> None:
         self.close()
 
-    def _call(self, call: Call[_Answer]) -> _Answer:
+    def _call(self, call: Call[_Answer], *, timeout_s: float | None = None) -> _Answer:
         method = getattr(self._stub, call.method)
         for attempt in Retrying(**retry.CALLS):
             with attempt, typed_errors(self.server):
-                answer = method(call.request, timeout=self._timeout_s, metadata=self._access.metadata())
+                answer = method(call.request, timeout=timeout_s or self._timeout_s, metadata=self._access.metadata())
         return call.read(answer)
 
     def _watch(self, job: str, after_seq: int, *, timeout_s: float | None) -> Iterator[Event]:

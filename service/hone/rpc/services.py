@@ -6,14 +6,16 @@ the database has a thread.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from hone import metrics
 from hone.creation import Creation
-from hone.errors import InvalidRequest, NotServed, Violation
+from hone.errors import InvalidRequest, Violation
+from hone.findings import Finding, of_error
 from hone.job import Event, Job
 from hone.jobs import Jobs
 from hone.rpc import convert
@@ -28,6 +30,8 @@ from hone.v1 import report_service_pb2 as report_pb
 from hone.v1 import training_service_pb2 as pb
 
 THREADS = 8
+LOOKS = 2
+"""PreflightJob calls at once, which take minutes and have no part in these threads; others wait."""
 CACHED_JOBS = 2048
 LOG_LOOK_S = 0.5
 """How often a followed log is looked at."""
@@ -45,6 +49,7 @@ class TrainingService:
         self._store = store
         self._heartbeat_s = heartbeat_s
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="hone-rpc")
+        self._looks = ThreadPoolExecutor(LOOKS, thread_name_prefix="hone-preflight")
         self._cache: dict[tuple[str, int], bytes] = {}
         self.feeds = Feeds(self._open_feed)
         self._creations = Batches(self._create_all, name="hone-create")
@@ -56,15 +61,14 @@ class TrainingService:
         self.feeds.close()
         self._creations.close()
         self._threads.shutdown(wait=False)
+        self._looks.shutdown(wait=False, cancel_futures=True)
 
     @property
     def methods(self) -> Mapping[str, Callable[[Any, Any], Any]]:
         """RPC name → handler. The names are compared with the proto when the server starts."""
         return {
             "PlanJob": self.plan,
-            "PreflightJob": _not_served(
-                "PreflightJob", "`hone plan` checks what can be checked without a look outside."
-            ),
+            "PreflightJob": self.preflight,
             "CreateJob": self.create,
             "GetJob": self.get,
             "ListJobs": self.list,
@@ -91,6 +95,20 @@ class TrainingService:
             answer.violations.extend(convert.violation_to_message(violation) for violation in error.violations)
         else:
             convert.fill(answer, planned)
+        return answer
+
+    async def preflight(self, request: pb.PreflightJobRequest, context: Any) -> pb.PreflightJobResponse:
+        namespace = convert.split_namespace_name(request.parent)
+        try:
+            spec = _own_spec(request, context)
+        except InvalidRequest as error:
+            found: Sequence[Finding] = list(of_error("request", error))
+        else:
+            look = partial(self._jobs.preflight, namespace, spec)
+            found = await asyncio.get_running_loop().run_in_executor(self._looks, look)
+        answer = pb.PreflightJobResponse()
+        for finding in found:
+            convert.fill(answer.findings.add(), finding)
         return answer
 
     async def create(self, request: pb.CreateJobRequest, context: Any) -> bytes:
@@ -310,14 +328,7 @@ class ReportService:
         return report_pb.ReportEventsResponse(acked_seq=acked)
 
 
-def _not_served(name: str, instead: str) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def refuse(request: Any, context: Any) -> Any:
-        raise NotServed(f"{name} is not served by this version.", fix=instead)
-
-    return refuse
-
-
-def _own_spec(request: pb.PlanJobRequest | pb.CreateJobRequest, context: Any) -> JobSpec:
+def _own_spec(request: pb.PlanJobRequest | pb.PreflightJobRequest | pb.CreateJobRequest, context: Any) -> JobSpec:
     """The request of a message, with sources that this machine can read. Raises InvalidRequest."""
     if not request.HasField("spec"):
         raise InvalidRequest([Violation(path="spec", message="is missing: the request itself.")])

@@ -33,6 +33,14 @@ class FailureClass(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FAILURE_CLASS_PREEMPTED: _ClassVar[FailureClass]
     FAILURE_CLASS_INFRA: _ClassVar[FailureClass]
     FAILURE_CLASS_INTERNAL: _ClassVar[FailureClass]
+
+class FindingState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINDING_STATE_UNSPECIFIED: _ClassVar[FindingState]
+    FINDING_STATE_OK: _ClassVar[FindingState]
+    FINDING_STATE_WARNING: _ClassVar[FindingState]
+    FINDING_STATE_FAILED: _ClassVar[FindingState]
+    FINDING_STATE_NOT_CHECKED: _ClassVar[FindingState]
 STATE_UNSPECIFIED: State
 STATE_PENDING: State
 STATE_QUEUED: State
@@ -50,6 +58,27 @@ FAILURE_CLASS_OOM: FailureClass
 FAILURE_CLASS_PREEMPTED: FailureClass
 FAILURE_CLASS_INFRA: FailureClass
 FAILURE_CLASS_INTERNAL: FailureClass
+FINDING_STATE_UNSPECIFIED: FindingState
+FINDING_STATE_OK: FindingState
+FINDING_STATE_WARNING: FindingState
+FINDING_STATE_FAILED: FindingState
+FINDING_STATE_NOT_CHECKED: FindingState
+
+class Finding(_message.Message):
+    __slots__ = ("check", "state", "message", "fix", "path", "how")
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FIX_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    HOW_FIELD_NUMBER: _ClassVar[int]
+    check: str
+    state: FindingState
+    message: str
+    fix: str
+    path: str
+    how: str
+    def __init__(self, check: _Optional[str] = ..., state: _Optional[_Union[FindingState, str]] = ..., message: _Optional[str] = ..., fix: _Optional[str] = ..., path: _Optional[str] = ..., how: _Optional[str] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("failure_class", "message", "next_step", "rank", "exit_code", "log_tail")

@@ -27,7 +27,7 @@ from hone.v1 import job_pb2 as hone_dot_v1_dot_job__pb2
 from hone.v1 import spec_pb2 as hone_dot_v1_dot_spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehone/v1/training_service.proto\x12\x07hone.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x11hone/v1/job.proto\x1a\x12hone/v1/spec.proto\"@\n\x0ePlanJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1e\n\x04spec\x18\x02 \x01(\x0b\x32\x10.hone.v1.JobSpec\"Q\n\tViolation\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x05value\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\"\xb1\x01\n\x0fPlanJobResponse\x12&\n\nviolations\x18\x01 \x03(\x0b\x32\x12.hone.v1.Violation\x12\x1e\n\x04spec\x18\x02 \x01(\x0b\x32\x10.hone.v1.JobSpec\x12\x1b\n\x04plan\x18\x03 \x01(\x0b\x32\r.hone.v1.Plan\x12\x11\n\truns_here\x18\x04 \x01(\x08\x12\x14\n\x0cwhy_not_here\x18\x05 \x01(\t\x12\x10\n\x08manifest\x18\x06 \x01(\t\"E\n\x13PreflightJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1e\n\x04spec\x18\x02 \x01(\x0b\x32\x10.hone.v1.JobSpec\"\x16\n\x14PreflightJobResponse\"}\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1e\n\x04spec\x18\x02 \x01(\x0b\x32\x10.hone.v1.JobSpec\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"X\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\"G\n\x10ListJobsResponse\x12\x1a\n\x04jobs\x18\x01 \x03(\x0b\x32\x0c.hone.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\" \n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x10\x44\x65leteJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tartifacts\x18\x02 \x01(\x08\"2\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\"?\n\x10WatchJobResponse\x12\x1e\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x0e.hone.v1.Event\x12\x0b\n\x03seq\x18\x02 \x01(\x03\"5\n\x10WatchJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\"@\n\x11WatchJobsResponse\x12\x1e\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x0e.hone.v1.Event\x12\x0b\n\x03seq\x18\x02 \x01(\x03\"l\n\x11StreamLogsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x11\n\x04tail\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06\x66ollow\x18\x05 \x01(\x08\x42\x07\n\x05_tail\"\"\n\x12StreamLogsResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"I\n\x11ListEventsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\"L\n\x12ListEventsResponse\x12\x1e\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x0e.hone.v1.Event\x12\x16\n\x0enext_after_seq\x18\x02 \x01(\x03\"j\n\x13QueryMetricsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07metrics\x18\x02 \x03(\t\x12\x10\n\x08min_step\x18\x03 \x01(\x05\x12\x15\n\x08max_step\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x0b\n\t_max_step\"=\n\x14QueryMetricsResponse\x12%\n\x06series\x18\x01 \x03(\x0b\x32\x15.hone.v1.MetricSeries\"(\n\x16ListCheckpointsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"C\n\x17ListCheckpointsResponse\x12(\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x13.hone.v1.Checkpoint\"$\n\x12ListOutputsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"7\n\x13ListOutputsResponse\x12 \n\x07outputs\x18\x01 \x03(\x0b\x32\x0f.hone.v1.Output2\x9f\x08\n\x0fTrainingService\x12<\n\x07PlanJob\x12\x17.hone.v1.PlanJobRequest\x1a\x18.hone.v1.PlanJobResponse\x12K\n\x0cPreflightJob\x12\x1c.hone.v1.PreflightJobRequest\x1a\x1d.hone.v1.PreflightJobResponse\x12\x34\n\tCreateJob\x12\x19.hone.v1.CreateJobRequest\x1a\x0c.hone.v1.Job\x12.\n\x06GetJob\x12\x16.hone.v1.GetJobRequest\x1a\x0c.hone.v1.Job\x12?\n\x08ListJobs\x12\x18.hone.v1.ListJobsRequest\x1a\x19.hone.v1.ListJobsResponse\x12\x34\n\tCancelJob\x12\x19.hone.v1.CancelJobRequest\x1a\x0c.hone.v1.Job\x12\x32\n\x08PauseJob\x12\x18.hone.v1.PauseJobRequest\x1a\x0c.hone.v1.Job\x12\x34\n\tResumeJob\x12\x19.hone.v1.ResumeJobRequest\x1a\x0c.hone.v1.Job\x12\x34\n\tDeleteJob\x12\x19.hone.v1.DeleteJobRequest\x1a\x0c.hone.v1.Job\x12\x41\n\x08WatchJob\x12\x18.hone.v1.WatchJobRequest\x1a\x19.hone.v1.WatchJobResponse0\x01\x12\x44\n\tWatchJobs\x12\x19.hone.v1.WatchJobsRequest\x1a\x1a.hone.v1.WatchJobsResponse0\x01\x12G\n\nStreamLogs\x12\x1a.hone.v1.StreamLogsRequest\x1a\x1b.hone.v1.StreamLogsResponse0\x01\x12\x45\n\nListEvents\x12\x1a.hone.v1.ListEventsRequest\x1a\x1b.hone.v1.ListEventsResponse\x12K\n\x0cQueryMetrics\x12\x1c.hone.v1.QueryMetricsRequest\x1a\x1d.hone.v1.QueryMetricsResponse\x12T\n\x0fListCheckpoints\x12\x1f.hone.v1.ListCheckpointsRequest\x1a .hone.v1.ListCheckpointsResponse\x12H\n\x0bListOutputs\x12\x1b.hone.v1.ListOutputsRequest\x1a\x1c.hone.v1.ListOutputsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehone/v1/training_service.proto\x12\x07hone.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x11hone/v1/job.proto\x1a\x12hone/v1/spec.proto\"@\n\x0ePlanJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1e\n\x04spec\x18\x02 \x01(\x0b\x32\x10.hone.v1.JobSpec\"Q\n\tViolation\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x05value\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\"\xb1\x01\n\x0fPlanJobResponse\x12&\n\nviolations\x18\x01 \x03(\x0b\x32\x12.hone.v1.Violation\x12\x1e\n\x04spec\x18\x02 \x01(\x0b\x32\x10.hone.v1.JobSpec\x12\x1b\n\x04plan\x18\x03 \x01(\x0b\x32\r.hone.v1.Plan\x12\x11\n\truns_here\x18\x04 \x01(\x08\x12\x14\n\x0cwhy_not_here\x18\x05 \x01(\t\x12\x10\n\x08manifest\x18\x06 \x01(\t\"E\n\x13PreflightJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1e\n\x04spec\x18\x02 \x01(\x0b\x32\x10.hone.v1.JobSpec\":\n\x14PreflightJobResponse\x12\"\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x10.hone.v1.Finding\"}\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1e\n\x04spec\x18\x02 \x01(\x0b\x32\x10.hone.v1.JobSpec\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"X\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\"G\n\x10ListJobsResponse\x12\x1a\n\x04jobs\x18\x01 \x03(\x0b\x32\x0c.hone.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\" \n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x10\x44\x65leteJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tartifacts\x18\x02 \x01(\x08\"2\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\"?\n\x10WatchJobResponse\x12\x1e\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x0e.hone.v1.Event\x12\x0b\n\x03seq\x18\x02 \x01(\x03\"5\n\x10WatchJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\"@\n\x11WatchJobsResponse\x12\x1e\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x0e.hone.v1.Event\x12\x0b\n\x03seq\x18\x02 \x01(\x03\"l\n\x11StreamLogsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x11\n\x04tail\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06\x66ollow\x18\x05 \x01(\x08\x42\x07\n\x05_tail\"\"\n\x12StreamLogsResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"I\n\x11ListEventsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\"L\n\x12ListEventsResponse\x12\x1e\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x0e.hone.v1.Event\x12\x16\n\x0enext_after_seq\x18\x02 \x01(\x03\"j\n\x13QueryMetricsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07metrics\x18\x02 \x03(\t\x12\x10\n\x08min_step\x18\x03 \x01(\x05\x12\x15\n\x08max_step\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x0b\n\t_max_step\"=\n\x14QueryMetricsResponse\x12%\n\x06series\x18\x01 \x03(\x0b\x32\x15.hone.v1.MetricSeries\"(\n\x16ListCheckpointsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"C\n\x17ListCheckpointsResponse\x12(\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x13.hone.v1.Checkpoint\"$\n\x12ListOutputsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"7\n\x13ListOutputsResponse\x12 \n\x07outputs\x18\x01 \x03(\x0b\x32\x0f.hone.v1.Output2\x9f\x08\n\x0fTrainingService\x12<\n\x07PlanJob\x12\x17.hone.v1.PlanJobRequest\x1a\x18.hone.v1.PlanJobResponse\x12K\n\x0cPreflightJob\x12\x1c.hone.v1.PreflightJobRequest\x1a\x1d.hone.v1.PreflightJobResponse\x12\x34\n\tCreateJob\x12\x19.hone.v1.CreateJobRequest\x1a\x0c.hone.v1.Job\x12.\n\x06GetJob\x12\x16.hone.v1.GetJobRequest\x1a\x0c.hone.v1.Job\x12?\n\x08ListJobs\x12\x18.hone.v1.ListJobsRequest\x1a\x19.hone.v1.ListJobsResponse\x12\x34\n\tCancelJob\x12\x19.hone.v1.CancelJobRequest\x1a\x0c.hone.v1.Job\x12\x32\n\x08PauseJob\x12\x18.hone.v1.PauseJobRequest\x1a\x0c.hone.v1.Job\x12\x34\n\tResumeJob\x12\x19.hone.v1.ResumeJobRequest\x1a\x0c.hone.v1.Job\x12\x34\n\tDeleteJob\x12\x19.hone.v1.DeleteJobRequest\x1a\x0c.hone.v1.Job\x12\x41\n\x08WatchJob\x12\x18.hone.v1.WatchJobRequest\x1a\x19.hone.v1.WatchJobResponse0\x01\x12\x44\n\tWatchJobs\x12\x19.hone.v1.WatchJobsRequest\x1a\x1a.hone.v1.WatchJobsResponse0\x01\x12G\n\nStreamLogs\x12\x1a.hone.v1.StreamLogsRequest\x1a\x1b.hone.v1.StreamLogsResponse0\x01\x12\x45\n\nListEvents\x12\x1a.hone.v1.ListEventsRequest\x1a\x1b.hone.v1.ListEventsResponse\x12K\n\x0cQueryMetrics\x12\x1c.hone.v1.QueryMetricsRequest\x1a\x1d.hone.v1.QueryMetricsResponse\x12T\n\x0fListCheckpoints\x12\x1f.hone.v1.ListCheckpointsRequest\x1a .hone.v1.ListCheckpointsResponse\x12H\n\x0bListOutputs\x12\x1b.hone.v1.ListOutputsRequest\x1a\x1c.hone.v1.ListOutputsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,51 +43,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREFLIGHTJOBREQUEST']._serialized_start=441
   _globals['_PREFLIGHTJOBREQUEST']._serialized_end=510
   _globals['_PREFLIGHTJOBRESPONSE']._serialized_start=512
-  _globals['_PREFLIGHTJOBRESPONSE']._serialized_end=534
-  _globals['_CREATEJOBREQUEST']._serialized_start=536
-  _globals['_CREATEJOBREQUEST']._serialized_end=661
-  _globals['_GETJOBREQUEST']._serialized_start=663
-  _globals['_GETJOBREQUEST']._serialized_end=692
-  _globals['_LISTJOBSREQUEST']._serialized_start=694
-  _globals['_LISTJOBSREQUEST']._serialized_end=782
-  _globals['_LISTJOBSRESPONSE']._serialized_start=784
-  _globals['_LISTJOBSRESPONSE']._serialized_end=855
-  _globals['_CANCELJOBREQUEST']._serialized_start=857
-  _globals['_CANCELJOBREQUEST']._serialized_end=889
-  _globals['_PAUSEJOBREQUEST']._serialized_start=891
-  _globals['_PAUSEJOBREQUEST']._serialized_end=922
-  _globals['_RESUMEJOBREQUEST']._serialized_start=924
-  _globals['_RESUMEJOBREQUEST']._serialized_end=956
-  _globals['_DELETEJOBREQUEST']._serialized_start=958
-  _globals['_DELETEJOBREQUEST']._serialized_end=1009
-  _globals['_WATCHJOBREQUEST']._serialized_start=1011
-  _globals['_WATCHJOBREQUEST']._serialized_end=1061
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1063
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1126
-  _globals['_WATCHJOBSREQUEST']._serialized_start=1128
-  _globals['_WATCHJOBSREQUEST']._serialized_end=1181
-  _globals['_WATCHJOBSRESPONSE']._serialized_start=1183
-  _globals['_WATCHJOBSRESPONSE']._serialized_end=1247
-  _globals['_STREAMLOGSREQUEST']._serialized_start=1249
-  _globals['_STREAMLOGSREQUEST']._serialized_end=1357
-  _globals['_STREAMLOGSRESPONSE']._serialized_start=1359
-  _globals['_STREAMLOGSRESPONSE']._serialized_end=1393
-  _globals['_LISTEVENTSREQUEST']._serialized_start=1395
-  _globals['_LISTEVENTSREQUEST']._serialized_end=1468
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=1470
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=1546
-  _globals['_QUERYMETRICSREQUEST']._serialized_start=1548
-  _globals['_QUERYMETRICSREQUEST']._serialized_end=1654
-  _globals['_QUERYMETRICSRESPONSE']._serialized_start=1656
-  _globals['_QUERYMETRICSRESPONSE']._serialized_end=1717
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=1719
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1759
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=1761
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=1828
-  _globals['_LISTOUTPUTSREQUEST']._serialized_start=1830
-  _globals['_LISTOUTPUTSREQUEST']._serialized_end=1866
-  _globals['_LISTOUTPUTSRESPONSE']._serialized_start=1868
-  _globals['_LISTOUTPUTSRESPONSE']._serialized_end=1923
-  _globals['_TRAININGSERVICE']._serialized_start=1926
-  _globals['_TRAININGSERVICE']._serialized_end=2981
+  _globals['_PREFLIGHTJOBRESPONSE']._serialized_end=570
+  _globals['_CREATEJOBREQUEST']._serialized_start=572
+  _globals['_CREATEJOBREQUEST']._serialized_end=697
+  _globals['_GETJOBREQUEST']._serialized_start=699
+  _globals['_GETJOBREQUEST']._serialized_end=728
+  _globals['_LISTJOBSREQUEST']._serialized_start=730
+  _globals['_LISTJOBSREQUEST']._serialized_end=818
+  _globals['_LISTJOBSRESPONSE']._serialized_start=820
+  _globals['_LISTJOBSRESPONSE']._serialized_end=891
+  _globals['_CANCELJOBREQUEST']._serialized_start=893
+  _globals['_CANCELJOBREQUEST']._serialized_end=925
+  _globals['_PAUSEJOBREQUEST']._serialized_start=927
+  _globals['_PAUSEJOBREQUEST']._serialized_end=958
+  _globals['_RESUMEJOBREQUEST']._serialized_start=960
+  _globals['_RESUMEJOBREQUEST']._serialized_end=992
+  _globals['_DELETEJOBREQUEST']._serialized_start=994
+  _globals['_DELETEJOBREQUEST']._serialized_end=1045
+  _globals['_WATCHJOBREQUEST']._serialized_start=1047
+  _globals['_WATCHJOBREQUEST']._serialized_end=1097
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1099
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1162
+  _globals['_WATCHJOBSREQUEST']._serialized_start=1164
+  _globals['_WATCHJOBSREQUEST']._serialized_end=1217
+  _globals['_WATCHJOBSRESPONSE']._serialized_start=1219
+  _globals['_WATCHJOBSRESPONSE']._serialized_end=1283
+  _globals['_STREAMLOGSREQUEST']._serialized_start=1285
+  _globals['_STREAMLOGSREQUEST']._serialized_end=1393
+  _globals['_STREAMLOGSRESPONSE']._serialized_start=1395
+  _globals['_STREAMLOGSRESPONSE']._serialized_end=1429
+  _globals['_LISTEVENTSREQUEST']._serialized_start=1431
+  _globals['_LISTEVENTSREQUEST']._serialized_end=1504
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=1506
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=1582
+  _globals['_QUERYMETRICSREQUEST']._serialized_start=1584
+  _globals['_QUERYMETRICSREQUEST']._serialized_end=1690
+  _globals['_QUERYMETRICSRESPONSE']._serialized_start=1692
+  _globals['_QUERYMETRICSRESPONSE']._serialized_end=1753
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=1755
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1795
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=1797
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=1864
+  _globals['_LISTOUTPUTSREQUEST']._serialized_start=1866
+  _globals['_LISTOUTPUTSREQUEST']._serialized_end=1902
+  _globals['_LISTOUTPUTSRESPONSE']._serialized_start=1904
+  _globals['_LISTOUTPUTSRESPONSE']._serialized_end=1959
+  _globals['_TRAININGSERVICE']._serialized_start=1962
+  _globals['_TRAININGSERVICE']._serialized_end=3017
 # @@protoc_insertion_point(module_scope)

@@ -52,8 +52,10 @@ class PreflightJobRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., spec: _Optional[_Union[_spec_pb2.JobSpec, _Mapping]] = ...) -> None: ...
 
 class PreflightJobResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("findings",)
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    findings: _containers.RepeatedCompositeFieldContainer[_job_pb2.Finding]
+    def __init__(self, findings: _Optional[_Iterable[_Union[_job_pb2.Finding, _Mapping]]] = ...) -> None: ...
 
 class CreateJobRequest(_message.Message):
     __slots__ = ("parent", "spec", "job_id", "request_id", "validate_only")

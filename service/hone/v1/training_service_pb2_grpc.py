@@ -132,7 +132,7 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PreflightJob(self, request, context):
-        """What needs a look outside: model, data set, store. Not served yet.
+        """What needs a look outside: model, tokenizer, data set, store, Hub. Every finding at once; records nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -24,9 +24,11 @@ from hone.backends.kubernetes.logs import PodLogs
 from hone.backends.kubernetes.lookalike import first_difference, is_of
 from hone.backends.kubernetes.objects import ANNOTATION_ENDING, JobView, PodView, job_view, pod_view
 from hone.backends.kubernetes.observe import Facts, Limits, judge
+from hone.backends.kubernetes.preflight import look
 from hone.cluster import Cluster
 from hone.crash import crash_point
 from hone.errors import AlreadyExists, ClusterError, HoneError, InvalidRequest, NotFound, Violation, WrongState
+from hone.findings import Finding
 from hone.job import Event, Failure, FailureClass, Plan
 from hone.manifests import applied_run, job_name, refuse, render_job, to_yaml
 from hone.plan import Planned
@@ -118,6 +120,10 @@ class KubernetesBackend:
             found += error.violations
         if found:
             raise InvalidRequest(found)
+
+    def preflight(self, run: Run, plan: Plan) -> Sequence[Finding]:
+        """What the API server and the stores say; rows and models are the pod's to look at."""
+        return list(look(self._api, self._cluster, run, plan))
 
     def manifest(self, planned: Planned, *, namespace: str) -> str:
         """As `hone render` gives it; empty for what no pod of this platform could run."""
