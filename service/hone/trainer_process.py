@@ -33,13 +33,13 @@ class TrainerProcess:
         self._running = set[subprocess.Popen[str]]()
         self._is_closed = False
 
-    def ask(self, command: str, text: str, *, timeout_s: float | None = None) -> dict[str, Any]:
+    def ask(self, command: str, text: str, *options: str, timeout_s: float | None = None) -> dict[str, Any]:
         """What the command says of a request or a run file with this text. Raises CannotAsk."""
         with tempfile.TemporaryDirectory(prefix="hone-ask-") as directory:
             file = Path(directory) / "request.yaml"
             file.write_text(text, encoding="utf-8")
             # -m looks into the working directory first, so that is one where nobody leaves modules.
-            words = [self._python, "-m", "hone_trainer", command, str(file)]
+            words = [self._python, "-m", "hone_trainer", command, str(file), *options]
             return self._answer(words, directory, timeout_s)
 
     def close(self) -> None:

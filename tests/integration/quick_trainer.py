@@ -82,13 +82,13 @@ def note_start(context: RunContext) -> None:
 
 
 def main() -> int:
-    """`-m hone_trainer run DIRECTORY`, or `worker DIRECTORY`."""
+    """`-m hone_trainer run DIRECTORY`, or another command of it, or `worker DIRECTORY`."""
     if sys.argv[1] == "worker":
         world.join = lambda *_: None  # it would import torch, to meet nobody
         worker.METHODS["sft"] = pretend
         return worker.main(Path(sys.argv[2]))
     launch.command = lambda launch, directory, **_: [sys.executable, __file__, "worker", str(directory)]
-    assert RunDirectory(Path(sys.argv[4])).run_file.exists()
+    assert sys.argv[3] != "run" or RunDirectory(Path(sys.argv[4])).run_file.exists()
     return __main__.main(sys.argv[3:])
 
 

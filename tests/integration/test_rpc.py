@@ -231,9 +231,8 @@ def test_a_look_before_a_job_finds_everything_at_once_and_records_nothing(
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "1+1"}\n')
-    spec = make_spec(
-        dataset={"source": f"file://{rows}"}, model={"tokenizer": f"file://{tmp_path}"}, output={"hub": {"repo": "o/n"}}
-    )
+    model = {"source": make_spec().model.source, "tokenizer": f"file://{tmp_path}"}
+    spec = make_spec(model=model, dataset={"source": f"file://{rows}"}, output={"hub": {"repo": "o/n"}})
     found = {finding.check: finding for finding in client.preflight(spec)}
     states = {check: str(finding.state) for check, finding in found.items()}
     wrong = {"tokenizer": "FAILED", "data": "NOT_CHECKED", "hub": "FAILED"}

@@ -20,7 +20,7 @@ from .conftest import make_adapter, merge, preferences, reversals, write_rows
 
 @pytest.fixture
 def look(tiny_model: Path, tmp_path: Path) -> Any:
-    def run(changes: dict[str, Any]) -> dict[str, Finding]:
+    def run(changes: dict[str, Any], **options: bool) -> dict[str, Finding]:
         request = merge(
             {
                 "name": "looked-at",
@@ -34,7 +34,8 @@ def look(tiny_model: Path, tmp_path: Path) -> Any:
         (tmp_path / "request.json").write_text(json.dumps(parse(request).to_mapping()), encoding="utf-8")
         scratch = tmp_path / "scratch"
         scratch.mkdir(exist_ok=True)
-        return {finding.check: finding for finding in findings_of(read_run(tmp_path / "request.json"), scratch)}
+        found = findings_of(read_run(tmp_path / "request.json"), scratch, **options)
+        return {finding.check: finding for finding in found}
 
     return run
 
@@ -130,6 +131,16 @@ def test_the_token_of_a_push_is_tried(
         finding = look({"output": {"hub": {"repo": "org/name"}}})["hub"]
         assert (str(finding.state), hub.repositories) == (state, {})
         assert message in finding.message
+
+
+def test_what_cannot_be_reached_from_here_stands_against_nothing_elsewhere(look: Any, tmp_path: Path) -> None:
+    changes = {"model": {"source": "hf://o/n"}, "output": {"hub": {"repo": "org/name"}}}
+    assert states(look(changes)) == {"model": "FAILED", "data": "NOT_CHECKED", "hub": "FAILED"}
+    found = look(changes, elsewhere=True)
+    assert states(found) == {"model": "NOT_CHECKED", "data": "NOT_CHECKED"}
+    assert "cannot be fetched from here" in found["model"].message and "hf://o/n" in found["model"].message
+    rows = write_rows(tmp_path / "bad.jsonl", [{"question": "a"}])
+    assert states(look({"dataset": {"source": f"file://{rows}"}}, elsewhere=True))["data"] == "FAILED"
 
 
 def test_the_command_prints_findings_and_nothing_else(tmp_path: Path) -> None:

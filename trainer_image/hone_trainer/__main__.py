@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     inspect.add_argument("file", type=Path, help="a request, or a run file")
     preflight = commands.add_parser("preflight", help="look at everything that a request names, as JSON")
     preflight.add_argument("file", type=Path, help="a request, or a run file")
+    preflight.add_argument("--elsewhere", action="store_true", help="it will run on machines with rights of their own")
     commands.add_parser("answer", help="answer prompts with the outputs of jobs; JSON lines on stdin and stdout")
     parsed = parser.parse_args(arguments)
     if parsed.command == "run":
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     if parsed.command == "preflight":
         from hone_trainer.preflight import preflight_file
 
-        return int(preflight_file(parsed.file))
+        return int(preflight_file(parsed.file, elsewhere=parsed.elsewhere))
     from hone_trainer.inspection import inspect_file
 
     return int(inspect_file(parsed.file))

@@ -43,8 +43,12 @@ _MAY_PASS = frozenset({TrainerExit.STORAGE})
 """What says nothing of the request: the Hub or the store cannot be reached at the moment."""
 
 
-def preflight_file(path: Path) -> TrainerExit:
-    """Print what was found, of a request or a run file."""
+class _OutOfSight(HoneError):
+    """What cannot be fetched here, where the run will be elsewhere and have rights of its own."""
+
+
+def preflight_file(path: Path, *, elsewhere: bool = False) -> TrainerExit:
+    """Print what was found, of a request or a run file; see findings_of."""
     try:
         run = read_run(path)
     except (HoneError, OSError) as error:
@@ -53,14 +57,17 @@ def preflight_file(path: Path) -> TrainerExit:
         sys.stdout.write(json.dumps({"findings": to_json([finding])}) + "\n")
         return failed.code
     with tempfile.TemporaryDirectory(prefix="hone-preflight-") as scratch:
-        found = findings_of(run, Path(scratch))
+        found = findings_of(run, Path(scratch), elsewhere=elsewhere)
     sys.stdout.write(json.dumps({"findings": to_json(found)}, ensure_ascii=False) + "\n")
     return TrainerExit.SUCCEEDED
 
 
-def findings_of(run: Run, scratch: Path) -> list[Finding]:
-    """What a look at the sources of a run finds; what has to be fetched for it is left in `scratch`."""
-    return _Look(run, scratch).findings()
+def findings_of(run: Run, scratch: Path, *, elsewhere: bool = False) -> list[Finding]:
+    """What a look at the sources of a run finds; what has to be fetched for it is left in `scratch`.
+
+    Where the run will be `elsewhere`, what cannot be fetched from here says nothing of it, and neither does a token.
+    """
+    return _Look(run, scratch, elsewhere).findings()
 
 
 @dataclass
@@ -69,6 +76,7 @@ class _Look:
 
     run: Run
     scratch: Path
+    elsewhere: bool
     found: list[Finding] = field(default_factory=list)
 
     def findings(self) -> list[Finding]:
@@ -79,7 +87,7 @@ class _Look:
         if spec.dataset:
             self._data(spec, spec.dataset, tokenizer)
         self._rewards(spec)
-        if spec.output.hub:
+        if spec.output.hub and not self.elsewhere:
             self._hub(spec)
         return self.found
 
@@ -88,18 +96,31 @@ class _Look:
         """What goes wrong in the block is a finding."""
         try:
             yield
+        except _OutOfSight as error:
+            self.found.append(not_checked(check, f"It cannot be fetched from here: {error.message}", path=path))
         except (HoneError, OSError) as error:
             failed = classify(error)
             state = FindingState.NOT_CHECKED if failed.code in _MAY_PASS else FindingState.FAILED
             message = failed.message.removeprefix(f"{path}: ")
             self.found.append(Finding(check=check, state=state, path=path, message=message, fix=failed.fix))
 
+    @contextmanager
+    def _fetching(self) -> Iterator[None]:
+        """What goes wrong in the block is about the way from here."""
+        try:
+            yield
+        except (HoneError, OSError) as error:
+            if self.elsewhere:
+                raise _OutOfSight(classify(error).message) from error
+            raise
+
     def _is_to_come(self, source: str) -> bool:
         """Whether it is the output of a job that has not ended, as far as is known."""
         return source.startswith("job://") and source not in self.run.inputs
 
     def _fetch(self, path: str, source: str, place: Path, *, weights: bool = False) -> Source:
-        return fetch_model(path, source, place, address=self.run.inputs.get(source, ""), weights=weights)
+        with self._fetching():
+            return fetch_model(path, source, place, address=self.run.inputs.get(source, ""), weights=weights)
 
     def _model(self, spec: JobSpec) -> Source | None:
         """Where its config and tokenizer lie now; an adapter's directory where that has a tokenizer of its own."""
@@ -112,7 +133,8 @@ class _Look:
             from hone_trainer.model import check_config, check_model
 
             named = self._fetch(path, source, self.scratch / "model")
-            base, _ = fetch_base(self.run, named, self.scratch, weights=False)
+            with self._fetching():
+                base, _ = fetch_base(self.run, named, self.scratch, weights=False)
             tokenizer = named if has_tokenizer(named) else base
             is_whole = base.asked.startswith("file://")
             config = (check_model if is_whole else check_config)(base, scores=spec.method.reward is not None)
@@ -140,11 +162,12 @@ class _Look:
         path = "dataset.source"
         named = [source for place, source in sources(spec) if place.startswith("dataset.")]
         with self._looking("data", path):
-            if large := _too_large(named):
-                self.found.append(not_checked("data", large, path=path))
-                return
             looked_at = spec.model_copy(update={"dataset": _whole_splits(dataset)})
-            parts = fetch_data(self.run, dataset, self.scratch, first=ROWS)
+            with self._fetching():
+                if large := _too_large(named):
+                    self.found.append(not_checked("data", large, path=path))
+                    return
+                parts = fetch_data(self.run, dataset, self.scratch, first=ROWS)
             nowhere = Source(asked="", path="")
             self._rows(looked_at, tokenizer, Inputs(model=nowhere, tokenizer=nowhere, **parts))
 

@@ -52,7 +52,7 @@ def plan(
     from hone.cli.preflight import print_findings
     from hone.findings import is_ready
 
-    spec = load(file, overrides)
+    spec, server = load(file, overrides), server or read_settings().server
     with about(file):
         resolved, planned, why_not_here = _planned_by(server, namespace, spec) if server else _planned_here(spec)
     if not as_json:
@@ -80,7 +80,7 @@ def _look(server: str, namespace: str, spec: "JobSpec") -> "list[Finding]":
             found = list(connection.client.preflight(spec))
         if all(finding.state != FindingState.NOT_CHECKED for finding in found):
             return found
-        return together(found, trainer_findings(spec))
+        return together(found, trainer_findings(spec, elsewhere=True))
 
 
 def _compare(job_id: str, server: str, namespace: str, *, as_json: bool) -> int:

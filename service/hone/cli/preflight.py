@@ -25,12 +25,15 @@ def look_here(spec: "JobSpec") -> list[Finding]:
     return [store_finding(read_settings()), *trainer_findings(spec)]
 
 
-def trainer_findings(spec: "JobSpec") -> list[Finding]:
-    """What the trainer that is installed here sees of model, tokenizer, data, reward models and Hub."""
+def trainer_findings(spec: "JobSpec", *, elsewhere: bool = False) -> list[Finding]:
+    """What the trainer that is installed here sees of model, tokenizer, data, reward models and Hub; where the run will
+    be `elsewhere`, what cannot be reached from here stands against nothing."""
     from hone.trainer_process import CannotAsk, TrainerProcess
 
     try:
-        answer = TrainerProcess(read_settings().trainer_python).ask("preflight", json.dumps(spec.to_mapping()))
+        answer = TrainerProcess(read_settings().trainer_python).ask(
+            "preflight", json.dumps(spec.to_mapping()), *(["--elsewhere"] if elsewhere else [])
+        )
     except CannotAsk as error:
         text = f"Model and data are looked at when it runs, first thing: {error.message}"
         return [not_checked("trainer", text, fix=error.fix)]
