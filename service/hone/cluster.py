@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from hone.errors import InvalidRequest, Violation
 from hone.gpus import MIN_MEMORY_BYTES, GpuProfile, Interconnect, load_profiles
 from hone.plan import Hardware
+from hone.plan.coefficients import Coefficients
 from hone.spec.faults import faults, rest_of
 from hone.spec.part import Float, Int, Label, Part, Seconds, Words, setting
 from hone.spec.secret import secret_message, secrets
@@ -150,6 +151,21 @@ class Gpu(Part):
     """Labels of its nodes, where they carry others, as cloud.google.com/gke-accelerator."""
 
 
+class Measured(Part):
+    """What `hone calibrate` measured of one kind of GPU; its entry of calibration.json."""
+
+    fragmentation: Float = Field(ge=0, le=1)
+    """Share that the caching allocator holds and cannot use."""
+    margin: Float = Field(ge=0, le=1)
+    """Share of the memory kept free."""
+    flops_low: Float | None = setting(None, origin="20 % of the peak", unit="FLOP/s")
+    """What training reached at least."""
+    flops_high: Float | None = setting(None, origin="42 % of the peak", unit="FLOP/s")
+    """What training reached at most."""
+    source: str = setting("", origin="not told")
+    """When and by what it was measured."""
+
+
 class Cluster(Part):
     """The platform's configuration."""
 
@@ -234,6 +250,8 @@ class Cluster(Part):
     """Whether the cluster autoscaler and Karpenter may move a running pod to save a node."""
     gpu_profiles: dict[str, Gpu] = setting({}, origin="those that Hone ships")
     """Kinds of GPUs to plan with, by the name that requests use."""
+    calibration: dict[str, Measured] = setting({}, origin="not calibrated")
+    """What was measured of kinds of GPUs, by the same names."""
 
     def profiles(self) -> Mapping[str, GpuProfile]:
         """The GPU profiles that requests are planned with."""
@@ -249,7 +267,9 @@ class Cluster(Part):
 
     def hardware(self) -> Hardware:
         """What requests are planned with: this cluster, whatever machine does the planning."""
-        return Hardware(profiles=self.profiles(), cpu_cores=0, memory_bytes=self.node_memory_bytes)
+        measured = {name: Coefficients(**found.model_dump()) for name, found in self.calibration.items()}
+        memory = self.node_memory_bytes
+        return Hardware(profiles=self.profiles(), cpu_cores=0, memory_bytes=memory, measured=measured)
 
     def holds_path(self, path: str) -> bool:
         """Whether a path is seen in the pod through a mounted volume of the platform."""

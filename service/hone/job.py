@@ -315,6 +315,8 @@ class Plan:
     trainable_parameters: int
     max_steps: int | None = None
     """Optimizer steps, where the request fixes them; else decided by the data."""
+    step_flops: float | None = None
+    """FLOPs of one optimizer step on all devices together; None where they are not known beforehand."""
     seconds_low: float | None = None
     seconds_high: float | None = None
     """Expected range of the run time, where steps are known."""

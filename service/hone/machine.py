@@ -5,11 +5,13 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import psutil
 
+from hone.calibration import read_calibration
 from hone.errors import InvalidRequest, NotFound, StorageError, UserError, Violation
 from hone.gpus import GpuProfile, load_profiles
 from hone.modelinfo import (
@@ -23,6 +25,7 @@ from hone.modelinfo import (
     read_shape,
 )
 from hone.plan import Hardware, Planned, make_plan
+from hone.plan.coefficients import Speed
 from hone.plan.continued import continued, lora_of
 from hone.remembered import Remembered
 from hone.spec import JobSpec
@@ -32,14 +35,15 @@ BF16_COMPUTE_CAPABILITY = 8.0
 """Ampere is the first generation with bf16 tensor cores."""
 
 
-def look(gpu_profiles: Path | None = None) -> Hardware:
-    """Profiles of the platform and what is installed here."""
+def look(gpu_profiles: Path | None = None, calibration: Path | None = None) -> Hardware:
+    """Profiles of the platform, what is installed here, and what was measured of it."""
     profiles = load_profiles(gpu_profiles)
     return Hardware(
         profiles=profiles,
         installed=tuple(_profile_of(*gpu, profiles=profiles) for gpu in installed_gpus()),
         cpu_cores=usable_cores(),
         memory_bytes=psutil.virtual_memory().total,
+        measured=read_calibration(calibration) if calibration else {},
     )
 
 
@@ -82,16 +86,27 @@ class Planner:
     """Plans requests for one set of hardware, as plan_here does, also for models in S3; remembers plans. Files of a
     model are looked at once a second, objects once a minute."""
 
-    def __init__(self, hardware: Hardware, *, endpoint: str | None = None, region: str | None = None) -> None:
-        """`endpoint` and `region` are those of the S3 store; its keys come from the usual AWS_* variables."""
-        self._plan = Remembered[JobSpec, Planned](lambda spec, shape: make_plan(spec, shape, hardware))
+    def __init__(
+        self,
+        hardware: Hardware,
+        *,
+        endpoint: str | None = None,
+        region: str | None = None,
+        speeds: Callable[[], Mapping[str, Speed]] = dict,
+    ) -> None:
+        """`endpoint` and `region` are those of the S3 store; its keys come from the usual AWS_* variables. `speeds` are
+        those of finished runs."""
+        self._plan = Remembered[JobSpec, Planned](
+            lambda spec, shape, reached: make_plan(spec, shape, replace(hardware, speeds=reached))
+        )
+        self._speeds = speeds
         self._model = lru_cache(maxsize=1024)(lambda source, second: _model_here(source))
         self._remote = lru_cache(maxsize=1024)(lambda source, minute: _model_in_s3(source, endpoint, region))
 
     def __call__(self, spec: JobSpec) -> Planned:
         """The plan. Raises InvalidRequest."""
         shape, adapter = _shape_and_adapter(spec.model.source, self._look)
-        return self._plan(_continued(spec, adapter) if adapter else spec, shape)
+        return self._plan(_continued(spec, adapter) if adapter else spec, shape, self._speeds())
 
     def _look(self, source: str) -> "ModelShape | SavedAdapter":
         now = int(time.monotonic())

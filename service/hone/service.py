@@ -21,6 +21,7 @@ from hone.monitor import CLUSTER, Check
 from hone.plan import Hardware
 from hone.reconcile import LOOK_S, Reconciler
 from hone.settings import Settings
+from hone.speeds import Speeds
 from hone.storage import open_store
 from hone.store import Store
 
@@ -69,7 +70,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
         stack.callback(store.close)
         backend, hardware = _on_cluster(cluster) if cluster else _here(settings)
         stack.callback(backend.close)
-        planner = Planner(hardware, endpoint=endpoint, region=region)
+        planner = Planner(hardware, endpoint=endpoint, region=region, speeds=Speeds(store.finished))
         jobs = Jobs(store, backend, artifacts, planner=planner)
 
         def reconciler_of(own: Store) -> Reconciler:
@@ -91,7 +92,7 @@ def _store_address(settings: Settings, cluster: Cluster | None) -> tuple[str, st
 
 def _here(settings: Settings) -> tuple[Backend, Hardware]:
     """This machine."""
-    hardware = look(settings.gpu_profiles)
+    hardware = look(settings.gpu_profiles, settings.calibration_path)
     backend = LocalBackend(
         settings.home / "runs",
         hardware=hardware,

@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     """Namespace of jobs when the caller names none."""
     gpu_profiles: Path | None = None
     """A file of GPU profiles that replaces the shipped one."""
+    calibration: Path | None = None
+    """What `hone calibrate` measured; default: `calibration.json` in home."""
     trainer_python: str = ""
     """Python that runs the trainer of local runs; default: the one that runs this."""
     python_rewards: bool = False
@@ -62,6 +64,11 @@ class Settings(BaseSettings):
     def store_uri(self) -> str:
         """Root of the artefact store."""
         return self.store or (self.home / "artifacts").absolute().as_uri()
+
+    @property
+    def calibration_path(self) -> Path:
+        """Where coefficients are kept."""
+        return self.calibration or self.home / "calibration.json"
 
     @property
     def database_url(self) -> str:

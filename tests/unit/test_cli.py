@@ -27,6 +27,7 @@ OPTIONS = {
     "run": {"--set", "--json", "--server", "--namespace"},
     "plan": {"--set", "--explain", "--compare", "--offline", "--json", "--server", "--namespace"},
     "data": {"--set", "--json"},
+    "calibrate": {"--dry-run", "--json"},
     "submit": {
         "--set", "--job-id", "--request-id", "--validate-only", "--json", "--server", "--namespace",
     },

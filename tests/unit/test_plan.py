@@ -72,6 +72,16 @@ def test_eager_attention_keeps_the_scores_of_all_heads() -> None:
     assert "attention scores" not in sizes(plan(**fixed).plan)
 
 
+def test_an_evaluation_in_larger_batches_than_training_is_counted() -> None:
+    fixed = {"adapter": {"lora": {}}, "compute": ONE_H200, "dataset": {"source": "hf://o/d", "eval_split": "test"}}
+    step = {"micro_batch_size": 1, "activation_checkpointing": True}
+    alike, large = plan(training=step, **fixed).plan, plan(training={**step, "eval": {"batch_size": 64}}, **fixed).plan
+    assert "evaluation" not in sizes(alike)
+    assert sizes(large)["evaluation"] > 64 * 2048 * 3 * 14_336 * 2
+    without = {**fixed, "dataset": {"source": "hf://o/d"}}
+    assert "evaluation" not in sizes(plan(training={**step, "eval": {"batch_size": 64}}, **without).plan)
+
+
 def test_grpo_keeps_a_reference_where_it_pays_for_its_distance() -> None:
     rewards = [{"regex": {"pattern": "x"}}]
     for beta, keeps in ((0.0, False), (0.1, True)):

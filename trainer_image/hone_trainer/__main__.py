@@ -1,10 +1,10 @@
-"""The trainer's entry: `python -m hone_trainer` with run DIRECTORY, pod, inspect FILE, preflight FILE or answer.
+"""The trainer's entry: `python -m hone_trainer COMMAND`, each called by a part of the service, and by people.
 
-The local backend starts the first, one for each machine; it ends with a TrainerExit code and exit.json. The second is
-the same in a pod, where the environment says what is to be run. The third tells what a request's data set becomes
-(lengths, dropped rows, one rendered row) without a model, as JSON on stdout; the fourth, whether all that it names is
-there and fits together. The fifth answers prompts with the outputs of jobs, for `hone try`, as JSON lines. None imports
-torch before it must.
+run DIRECTORY: the local backend starts it, one for each machine; ends with a TrainerExit code and exit.json. pod: the
+same in a pod, where the environment says what is to be run. inspect FILE: what a request's data set becomes (lengths,
+dropped rows, one rendered row), without a model. preflight FILE: whether all that it names is there and fits together.
+answer: answers prompts with the outputs of jobs, for `hone try`. random-model: what `hone calibrate` measures a machine
+with. Answers are JSON on stdout; no command imports torch before it must.
 """
 
 import argparse
@@ -24,6 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     preflight = commands.add_parser("preflight", help="look at everything that a request names, as JSON")
     preflight.add_argument("file", type=Path, help="a request, or a run file")
     preflight.add_argument("--elsewhere", action="store_true", help="it will run on machines with rights of their own")
+    model = commands.add_parser("random-model", help="make a model of random weights, and rows for it")
+    model.add_argument("file", type=Path, help="its config.json")
+    model.add_argument("directory", type=Path, help="where it goes")
     commands.add_parser("answer", help="answer prompts with the outputs of jobs; JSON lines on stdin and stdout")
     parsed = parser.parse_args(arguments)
     if parsed.command == "run":
@@ -42,6 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
         from hone_trainer.preflight import preflight_file
 
         return int(preflight_file(parsed.file, elsewhere=parsed.elsewhere))
+    if parsed.command == "random-model":
+        from hone_trainer import random_model
+
+        return int(random_model.make(parsed.file, parsed.directory))
     from hone_trainer.inspection import inspect_file
 
     return int(inspect_file(parsed.file))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hone.cli import backup, data, doctor, jobs, plan, prune, render, serve, spec, trial
+from hone.cli import backup, calibrate, data, doctor, jobs, plan, prune, render, serve, spec, trial
 from hone.cli import push as pushes
 from hone.cli import report as reports
 from hone.cli import run as runs
@@ -46,6 +46,7 @@ _COMMANDS: tuple[tuple[str, str, Any], ...] = (
     ("try", _JOBS, trial.try_),
     ("serve", _HERE, serve.serve),
     ("doctor", _HERE, doctor.doctor),
+    ("calibrate", _HERE, calibrate.calibrate),
     ("prune", _HERE, prune.prune),
     ("backup", _HERE, backup.backup),
 )

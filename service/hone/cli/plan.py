@@ -52,7 +52,7 @@ def plan(
     from hone.cli.preflight import print_findings
     from hone.findings import is_ready
 
-    spec, server = load(file, overrides), server or read_settings().server
+    spec = load(file, overrides)
     with about(file):
         resolved, planned, why_not_here = _planned_by(server, namespace, spec) if server else _planned_here(spec)
     if not as_json:
@@ -203,7 +203,8 @@ def _as_data(resolved: "JobSpec", plan: "Plan", why_not_here: str, not_served_ye
 def _planned_here(spec: "JobSpec") -> tuple["JobSpec", "Plan", str]:
     from hone.machine import look, plan_here
 
-    planned = plan_here(spec, look(read_settings().gpu_profiles))
+    settings = read_settings()
+    planned = plan_here(spec, look(settings.gpu_profiles, settings.calibration_path))
     return planned.spec, planned.plan, planned.why_not_here
 
 

@@ -22,6 +22,7 @@ from hone.modelinfo import (
     token_row_parameters,
     with_scores,
 )
+from hone.plan.coefficients import MODEL_FLOP_UTILIZATION
 from hone.plan.devices import Device, Hardware, candidates, first_that_fits
 from hone.plan.memory import breakdown, host_memory, output_sizes
 from hone.plan.sentences import notes, sentence, warnings, why_not_here
@@ -33,8 +34,6 @@ __all__ = ["Hardware", "Planned", "make_plan"]
 EAGER_ONLY = frozenset({"gemma2"})
 """Families for which transformers has no kernel that leaves the attention's scores out of memory."""
 LEARNING_RATES = {"dpo": 5e-5, "ppo": 1e-5, "grpo": 1e-6}
-MODEL_FLOP_UTILIZATION = (0.20, 0.42)
-"""Share of the peak that training reaches: plain Hugging Face code at the low end, the best published at the high."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +61,12 @@ def make_plan(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Planned:
     load = _workload(spec, shape)
     devices = candidates(spec, shape, hardware)
     launch, device, fits = first_that_fits(spec, load, devices)
-    memory = breakdown(load, launch)
+    memory = breakdown(load, launch, device.measured)
     peak = sum(item.size_bytes for item in memory)
     resolved = _resolve(spec, launch, device)
     outputs = output_sizes(load, launch, spec)
-    low, high = _seconds(spec, load, launch, device)
+    step_flops = _step_flops(load, launch)
+    low, high = _seconds(spec.training.max_steps, step_flops, launch, device)
     plan = Plan(
         fits=fits,
         sentence=sentence(spec, device, launch, peak, fits=fits),
@@ -82,6 +82,7 @@ def make_plan(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Planned:
         parameters=shape.parameters,
         trainable_parameters=load.trained,
         max_steps=spec.training.max_steps,
+        step_flops=step_flops,
         seconds_low=low,
         seconds_high=high,
         notes=notes(spec, device, hardware),
@@ -136,8 +137,14 @@ def _workload(spec: JobSpec, shape: ModelShape) -> Workload:
         packed=bool(method.sft and method.sft.packing),
         attention=_attention(spec, shape),
         optimizer=spec.training.optimizer,
+        eval_rows=(spec.training.eval.batch_size or 0) if _evaluates(spec) else 0,
         merges=method.merge is not None,
     )
+
+
+def _evaluates(spec: JobSpec) -> bool:
+    data = spec.dataset
+    return bool(data and (data.eval_source or data.eval_split or data.eval_fraction))
 
 
 def _attention(spec: JobSpec, shape: ModelShape) -> str:
@@ -218,18 +225,34 @@ def _eval_batch_size(spec: JobSpec, launch: Launch) -> int:
     return max(1, spec.method.ppo.batch_size // launch.world_size) if spec.method.ppo else launch.micro_batch_size
 
 
-def _seconds(spec: JobSpec, load: Workload, launch: Launch, device: Device) -> tuple[float | None, float | None]:
-    """Time from FLOPs: 6 per parameter and token, 4 with a frozen base, a third more for recomputed activations."""
-    steps = spec.training.max_steps
-    if steps is None or device.gpu is None or not device.gpu.dense_tflops or load.generated_tokens:
+def _step_flops(load: Workload, launch: Launch) -> float | None:
+    """FLOPs of one optimizer step on all devices: 6 per parameter and token, 4 with a frozen base, a third more for
+    recomputed activations; rows are taken as long as they may be. None where answers are drawn, or nothing trains."""
+    if load.generated_tokens or load.merges:
+        return None
+    tokens = launch.global_batch_size * load.sequence_length * load.rows_factor
+    again = 4 / 3 if launch.activation_checkpointing else 1
+    return (4 if load.adapted else 6) * load.shape.parameters * tokens * again
+
+
+def _seconds(
+    steps: int | None, step_flops: float | None, launch: Launch, device: Device
+) -> tuple[float | None, float | None]:
+    """Shortest and longest time: by what finished runs reached on that device, else by what a calibration did, else by
+    shares of its data sheet's peak."""
+    if steps is None or step_flops is None:
         return None, None
-    tokens = steps * launch.global_batch_size * load.sequence_length * load.rows_factor
-    flops = (
-        (4 if load.adapted else 6) * load.shape.parameters * tokens * (4 / 3 if launch.activation_checkpointing else 1)
-    )
-    peak = device.gpu.dense_tflops * 1e12 * launch.world_size
-    low, high = MODEL_FLOP_UTILIZATION
-    return flops / (peak * high), flops / (peak * low)
+    peak, measured = (device.gpu.dense_tflops * 1e12 if device.gpu else 0.0), device.measured
+    if device.speed:
+        low, high = device.speed.low, device.speed.high
+    elif measured.flops_low and measured.flops_high:
+        low, high = measured.flops_low, measured.flops_high
+    elif peak:
+        low, high = (share * peak for share in MODEL_FLOP_UTILIZATION)
+    else:
+        return None, None
+    each = steps * step_flops / launch.world_size
+    return each / high, each / low
 
 
 def _alternatives(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Iterator[Alternative]:
@@ -242,7 +265,7 @@ def _alternatives(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Itera
         except InvalidRequest:
             continue
         if fits:
-            peak = sum(item.size_bytes for item in breakdown(load, launch))
+            peak = sum(item.size_bytes for item in breakdown(load, launch, device.measured))
             gpu = device.gpu.name if device.gpu else "CPU"
             yield Alternative(change=change, gpu=gpu, gpus=launch.gpus_per_node * launch.nodes, peak_bytes=peak)
 

@@ -5,12 +5,13 @@ Called by make_plan. Pure; what the request fixed stays fixed.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from hone.errors import InvalidRequest, Violation
 from hone.gpus import GpuProfile
 from hone.job import Launch
 from hone.modelinfo import ModelShape
+from hone.plan.coefficients import SHIPPED, Coefficients, Speed
 from hone.plan.memory import breakdown
 from hone.plan.workload import Workload
 from hone.spec import JobSpec
@@ -29,6 +30,10 @@ class Hardware:
     installed: tuple[GpuProfile, ...] = ()
     cpu_cores: int
     memory_bytes: int
+    measured: Mapping[str, Coefficients] = field(default_factory=dict)
+    """Coefficients by the name of the GPU profile; that of the CPU is empty."""
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
+    """What finished runs reached, by the same names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +43,22 @@ class Device:
     gpu: GpuProfile | None
     count: int
     capacity_bytes: int
+    measured: Coefficients = SHIPPED
+    speed: Speed | None = None
+    """What finished runs reached on it."""
 
 
 def candidates(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> list[Device]:
     """Kinds and counts to try, the fewest and smallest first; what the request fixed stays fixed."""
+    return [_with_figures(device, hardware) for device in _candidates(spec, shape, hardware)]
+
+
+def _with_figures(device: Device, hardware: Hardware) -> Device:
+    name = device.gpu.name if device.gpu else ""
+    return replace(device, measured=hardware.measured.get(name, SHIPPED), speed=hardware.speeds.get(name))
+
+
+def _candidates(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> list[Device]:
     compute = spec.compute
     if compute.gpu is not None and compute.gpu not in hardware.profiles:
         known = ", ".join(sorted(hardware.profiles))
@@ -76,7 +93,7 @@ def first_that_fits(spec: JobSpec, load: Workload, devices: list[Device]) -> tup
         try:
             for launch in _launches(spec, device):
                 last = (launch, device)
-                if sum(item.size_bytes for item in breakdown(load, launch)) <= device.capacity_bytes:
+                if sum(item.size_bytes for item in breakdown(load, launch, device.measured)) <= device.capacity_bytes:
                     return launch, device, True
         except InvalidRequest as error:
             refusal = refusal or error

@@ -1,6 +1,6 @@
 """Memory of one device, line by line, each with its formula.
 
-A first version: fixed coefficients, not yet calibrated on the GPU at hand; docs/planning.md explains the answer.
+docs/planning.md explains the answer.
 P = parameters of the base, t = trained parameters, N = processes, s = sequence length, b = micro-batch, h = hidden,
 kv = kv heads × head dim, f = MLP width, L = layers, V = vocabulary.
 """
@@ -9,6 +9,7 @@ import math
 
 from hone.job import Launch, MemoryItem
 from hone.plan.activations import activations
+from hone.plan.coefficients import SHIPPED, Coefficients
 from hone.plan.workload import Workload
 from hone.spec import JobSpec
 
@@ -19,10 +20,6 @@ CUDA_CONTEXT_BYTES = int(0.9 * GIB)
 HOST_PROCESS_BYTES = GIB
 """A process on a CPU that trains next to nothing: Python with torch, transformers, trl and peft imported about 500 MB,
 1,050 MiB at its peak with the demo's data, one row a step and one in an evaluation."""
-MARGIN = 0.08
-"""Share kept free: the uncalibrated formulas were 7.8 % off on average over 13 published peaks."""
-FRAGMENTATION = 0.04
-"""Share that the caching allocator holds and cannot use."""
 MERGE_TOKENS = 256
 """Tokens on which a merged model is held against its references."""
 TILE_TOKENS, TILE_WORDS = 4096, 32_768
@@ -31,18 +28,21 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Per weight, double quantisation (Dettmers et al. 2023): 4 bits, an 8-bit constant for 64, an fp32 for 64 × 256."""
 
 
-def breakdown(load: Workload, launch: Launch) -> tuple[MemoryItem, ...]:
+def breakdown(load: Workload, launch: Launch, found: Coefficients = SHIPPED) -> tuple[MemoryItem, ...]:
     """The lines of one device; what trains, in order of what a person would check first."""
-    items = _merging(load) if load.merges else [*_state(load, launch), *_step(load, launch)]
+    items = _merging(load) if load.merges else [*_state(load, launch), *_step_or_evaluation(load, launch)]
     device = CUDA_CONTEXT_BYTES if launch.device == "cuda" else HOST_PROCESS_BYTES
     items.append(_item("context", device, "libraries of one process, measured"))
     if launch.device == "cuda":
         items.append(
             _item(
-                "fragmentation", sum(i.size_bytes for i in items) * FRAGMENTATION, f"{FRAGMENTATION:.0%} of the above"
+                "fragmentation",
+                sum(i.size_bytes for i in items) * found.fragmentation,
+                f"{found.fragmentation:.1%} of the above",
             )
         )
-    items.append(_item("margin", sum(i.size_bytes for i in items) * MARGIN, f"{MARGIN:.0%} of the above"))
+    margin = found.margin if launch.device == "cuda" else SHIPPED.margin
+    items.append(_item("margin", sum(i.size_bytes for i in items) * margin, f"{margin:.1%} of the above"))
     return tuple(item for item in items if item.size_bytes > 0)
 
 
@@ -114,13 +114,27 @@ def _weights(load: Workload, launch: Launch, whole: int) -> list[MemoryItem]:
     return items
 
 
+def _step_or_evaluation(load: Workload, launch: Launch) -> list[MemoryItem]:
+    """A step, and what an evaluation in larger batches takes beyond it: its logits, and the layer that it is in."""
+    step = _step(load, launch)
+    if load.eval_rows <= launch.micro_batch_size or load.scores or load.generated_tokens:
+        return step
+    shape, width = load.shape, _width(launch)
+    tokens = load.eval_rows * load.rows_factor * load.sequence_length
+    layer = tokens * (4 * shape.hidden_size + 3 * shape.intermediate_size) * width
+    logits = _logits(load, launch, load.eval_rows)
+    beyond = layer + logits.size_bytes - sum(item.size_bytes for item in step)
+    formula = f"{load.eval_rows} rows: s·b·(4h + 3f) × {width} B + logits ({logits.formula}), beyond a step"
+    return [*step, _item("evaluation", max(0, beyond), formula)]
+
+
 def _step(load: Workload, launch: Launch) -> list[MemoryItem]:
     """What exists during a step only: saved activations, masks, logits, generation."""
     shape, s, width = load.shape, load.sequence_length, _width(launch)
     rows, layers = launch.micro_batch_size * load.rows_factor, shape.num_layers
     items = activations(load, launch)
     if not load.scores:
-        items.append(_logits(load, launch))
+        items.append(_logits(load, launch, launch.micro_batch_size))
     if load.generated_tokens:
         answers = math.ceil(load.answers / launch.world_size) or rows
         kv = shape.num_key_value_heads * shape.head_dim
@@ -131,11 +145,11 @@ def _step(load: Workload, launch: Launch) -> list[MemoryItem]:
     return items
 
 
-def _logits(load: Workload, launch: Launch) -> MemoryItem:
+def _logits(load: Workload, launch: Launch, batch: int) -> MemoryItem:
     """A tile of logits, the head's weights cast to its precision, and the gradients of the head's input and weights in
     fp32. Without Triton, which is on a CPU, about six fp32 copies of the tile, too."""
     shape, width = load.shape, _width(launch)
-    tokens = launch.micro_batch_size * load.rows_factor * load.sequence_length
+    tokens = batch * load.rows_factor * load.sequence_length
     rows, words = min(tokens, TILE_TOKENS), min(shape.vocab_size, TILE_WORDS)
     size, text = (
         rows * TILE_WORDS * width + 4 * tokens * shape.hidden_size,

@@ -1,5 +1,7 @@
 """What people are told of a plan: the answer in a sentence, what to know of it, what is unwise. Called by make_plan."""
 
+from collections.abc import Iterator
+
 from hone.job import Launch, Plan
 from hone.modelinfo import ModelShape
 from hone.plan.devices import Device, Hardware
@@ -33,9 +35,9 @@ def _gib(size: int) -> str:
 
 def notes(spec: JobSpec, device: Device, hardware: Hardware) -> tuple[str, ...]:
     """What to know of this plan."""
-    found = ["Memory is estimated from formulas that were not calibrated on this device."]
     if spec.method.name == "merge":
-        return (*found, "Merging computes in fp32 on the CPU, and keeps the precision of the base's files.")
+        return ("Merging computes in fp32 on the CPU, and keeps the precision of the base's files.",)
+    found = list(_figures(device))
     if spec.training.optimizer == "paged_adamw_8bit" and device.gpu is None:
         found.append("Pages of optimizer states go from a GPU to the host; on a CPU this is adamw_8bit.")
     if spec.training.max_steps is None:
@@ -43,6 +45,19 @@ def notes(spec: JobSpec, device: Device, hardware: Hardware) -> tuple[str, ...]:
     if device.gpu and not hardware.installed and spec.compute.gpu is None:
         found.append("This machine has no GPU: the smallest of the known GPU profiles that fits was taken.")
     return tuple(found)
+
+
+def _figures(device: Device) -> Iterator[str]:
+    """Where the coefficients come from."""
+    measured = device.measured
+    if measured.source and device.gpu:
+        yield f"Memory is estimated from formulas, calibrated on {device.gpu.name} {measured.source}."
+    else:
+        yield "Memory is estimated from formulas that were not calibrated on this device."
+    if device.speed:
+        yield f"Time is what {device.speed.runs} finished runs on this kind of device took."
+    elif measured.source and measured.flops_low:
+        yield f"Time is estimated from steps that were measured {measured.source}."
 
 
 def warnings(spec: JobSpec, shape: ModelShape) -> tuple[str, ...]:

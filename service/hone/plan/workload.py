@@ -36,6 +36,8 @@ class Workload:
     optimizer: str
     answers: int = 0
     """Answers that are drawn together, over all processes; 0: as many as the micro-batch has rows."""
+    eval_rows: int = 0
+    """Rows of one forward pass of the evaluation, where the request says it; else they are a micro-batch."""
     merges: bool = False
 
     @property

@@ -28,7 +28,7 @@ from sqlalchemy.exc import IntegrityError
 
 from hone.crash import crash_point
 from hone.errors import AlreadyExists, HoneError, NotFound, RequestIdReused
-from hone.job import Event, EventType, Job
+from hone.job import Event, EventType, Job, State
 from hone.store.change import Change
 from hone.store.database import Database, insert_rows
 from hone.store.lease import TTL_S, Fence, Lease
@@ -282,6 +282,13 @@ class Store:
         with self._database.read() as connection:
             found = connection.execute(query.order_by(jobs.c.create_time, jobs.c.uid))
             return [(row.namespace, row.id, row.version) for row in found]
+
+    def finished(self, limit: int) -> Sequence[Job]:
+        """Jobs of ours that succeeded, of every namespace, the newest first."""
+        chosen = and_(jobs.c.state == State.SUCCEEDED, jobs.c.observed.is_(False), jobs.c.buried.is_(False))
+        query = select(jobs).where(chosen).order_by(jobs.c.create_time.desc()).limit(limit)
+        with self._database.read() as connection:
+            return self._with_attempts(connection, connection.execute(query).all())
 
     def last_seqs(self, job: Job) -> dict[int, int]:
         """Attempt → the attempt's own number of its last stored event."""

@@ -277,7 +277,7 @@ class Alternative(_message.Message):
     def __init__(self, change: _Optional[str] = ..., gpu: _Optional[str] = ..., gpus: _Optional[int] = ..., peak_bytes: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("fits", "sentence", "gpu", "launch", "memory", "peak_bytes", "capacity_bytes", "host_memory_bytes", "disk_bytes", "output_bytes", "model_family", "parameters", "trainable_parameters", "max_steps", "seconds_low", "seconds_high", "notes", "warnings", "alternatives")
+    __slots__ = ("fits", "sentence", "gpu", "launch", "memory", "peak_bytes", "capacity_bytes", "host_memory_bytes", "disk_bytes", "output_bytes", "model_family", "parameters", "trainable_parameters", "max_steps", "seconds_low", "seconds_high", "notes", "warnings", "alternatives", "step_flops")
     class OutputBytesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -304,6 +304,7 @@ class Plan(_message.Message):
     NOTES_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    STEP_FLOPS_FIELD_NUMBER: _ClassVar[int]
     fits: bool
     sentence: str
     gpu: str
@@ -323,7 +324,8 @@ class Plan(_message.Message):
     notes: _containers.RepeatedScalarFieldContainer[str]
     warnings: _containers.RepeatedScalarFieldContainer[str]
     alternatives: _containers.RepeatedCompositeFieldContainer[Alternative]
-    def __init__(self, fits: _Optional[bool] = ..., sentence: _Optional[str] = ..., gpu: _Optional[str] = ..., launch: _Optional[_Union[Launch, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[MemoryItem, _Mapping]]] = ..., peak_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., host_memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., output_bytes: _Optional[_Mapping[str, int]] = ..., model_family: _Optional[str] = ..., parameters: _Optional[int] = ..., trainable_parameters: _Optional[int] = ..., max_steps: _Optional[int] = ..., seconds_low: _Optional[float] = ..., seconds_high: _Optional[float] = ..., notes: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ...) -> None: ...
+    step_flops: float
+    def __init__(self, fits: _Optional[bool] = ..., sentence: _Optional[str] = ..., gpu: _Optional[str] = ..., launch: _Optional[_Union[Launch, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[MemoryItem, _Mapping]]] = ..., peak_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., host_memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., output_bytes: _Optional[_Mapping[str, int]] = ..., model_family: _Optional[str] = ..., parameters: _Optional[int] = ..., trainable_parameters: _Optional[int] = ..., max_steps: _Optional[int] = ..., seconds_low: _Optional[float] = ..., seconds_high: _Optional[float] = ..., notes: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., step_flops: _Optional[float] = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("name", "uid", "requested_spec", "resolved_spec", "plan", "state", "state_reason", "creator", "create_time", "update_time", "version", "start_time", "end_time", "delete_time", "attempts", "progress", "outputs", "failure", "observed")
