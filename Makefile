@@ -39,10 +39,11 @@ soak: venv  ## what takes long, here and on the cluster; then the service killed
 	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_SEED=$(SOAK_SEED) $(BIN)/python -m pytest -n 0 tests/cluster/test_kills.py -k at_random
 
 LEARN_SEEDS ?= 1 2 3
-learn: venv  ## whether every method learns the task of tests/trainer/letters.py, for LEARN_SEEDS, in a table; every family; what a step holds
+learn: venv  ## whether every method learns the task of tests/trainer/letters.py, for LEARN_SEEDS, in a table; every family; what a step holds; PPO beside TRL's
 	LEARN_SEEDS="$(LEARN_SEEDS)" $(BIN)/python -m pytest -n 0 -s --timeout 1800 tests/trainer/test_learning.py
 	$(BIN)/python -m pytest -n 0 tests/trainer/test_architectures.py
 	$(BIN)/python -m pytest -n 0 -s -m slow tests/trainer/test_held.py
+	$(BIN)/python -m pytest -n 0 -m slow tests/trainer/test_against_trl.py
 
 servers: venv  ## build the S3 server and grpcurl that some tests need (needs Go)
 	tools/servers.sh
