@@ -86,16 +86,16 @@ FIGURES = (
     ),
     *(wiki(length, size) for length, size in ((1024, 6), (4096, 9), (8192, 12), (16_384, 19), (32_768, 32))),
     Figure(
-        name="Llama-3-8B, LoRA, 2 × 2,048, compiled (torchtune README)", published=16.2, unit=GIB, model=LLAMA_3, batch=2,
-        length=2048, lora={"rank": 8}, packing=True, by_torch=True,
+        name="Llama-3-8B, LoRA, 2 × 2,048, compiled (torchtune README)", published=16.2, unit=GIB, model=LLAMA_3,
+        batch=2, length=2048, lora={"rank": 8}, packing=True, by_torch=True,
     ),
     Figure(
-        name="Llama-3-8B, QLoRA, 2 × 2,048, compiled (torchtune README)", published=7.4, unit=GIB, model=LLAMA_3, batch=2,
-        length=2048, lora={"rank": 8}, quantized=True, packing=True, by_torch=True,
+        name="Llama-3-8B, QLoRA, 2 × 2,048, compiled (torchtune README)", published=7.4, unit=GIB, model=LLAMA_3,
+        batch=2, length=2048, lora={"rank": 8}, quantized=True, packing=True, by_torch=True,
     ),
     Figure(
-        name="Llama-3.2-3B, LoRA rank 32 of q and v, 4 × 768 (PEFT MetaMathQA)", published=22.3, unit=GB, model=LLAMA_3B,
-        batch=4, length=768, lora={"rank": 32, "target_modules": ["q_proj", "v_proj"]}, attention="auto",
+        name="Llama-3.2-3B, LoRA rank 32 of q and v, 4 × 768 (PEFT MetaMathQA)", published=22.3, unit=GB,
+        model=LLAMA_3B, batch=4, length=768, lora={"rank": 32, "target_modules": ["q_proj", "v_proj"]}, attention="auto",
         training={"activation_checkpointing": False}, compute={"gpu": "L40S"}, all_logits=True, by_torch=True,
     ),
     Figure(

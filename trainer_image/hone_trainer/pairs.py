@@ -18,10 +18,11 @@ import pyarrow as pa
 
 from hone.run import TrainerExit
 from hone.spec import Columns, Dataset, JobSpec, Model
-from hone_trainer.data import BATCH, Prepared, merged_warning, questions_of, refuse_rows, refusing_templates
+from hone_trainer.data import BATCH, Prepared, merged_warning, refuse_rows, refusing_templates
 from hone_trainer.encoding import Encoded, Encoder, conversation_problem, kind_of, training_template
 from hone_trainer.failure import NothingLeft, RunFailed
 from hone_trainer.files import Row
+from hone_trainer.questions import questions_of
 from hone_trainer.rows import Rows
 from hone_trainer.tokens import Counts, Pool, Prints, histogram
 

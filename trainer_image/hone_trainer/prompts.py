@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from hone.run import TrainerExit
 from hone.spec import Columns, JobSpec
-from hone_trainer.data import BATCH, Prepared, Question, refuse_rows, refusing_templates
+from hone_trainer.data import BATCH, Prepared, refuse_rows, refusing_templates
 from hone_trainer.encoding import (
     asked_ids,
     conversation_problem,
@@ -29,6 +29,7 @@ from hone_trainer.encoding import (
 )
 from hone_trainer.failure import NothingLeft, RunFailed
 from hone_trainer.files import Row
+from hone_trainer.questions import Question
 from hone_trainer.rows import Rows
 from hone_trainer.tokens import Counts, Pool, Prints, TextPool, histogram
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hone_trainer.data import Question
+from hone_trainer.questions import Question
 
 
 @torch.no_grad()
