@@ -95,8 +95,9 @@ FIGURES = (
     ),
     Figure(
         name="Llama-3.2-3B, LoRA rank 32 of q and v, 4 × 768 (PEFT MetaMathQA)", published=22.3, unit=GB,
-        model=LLAMA_3B, batch=4, length=768, lora={"rank": 32, "target_modules": ["q_proj", "v_proj"]}, attention="auto",
-        training={"activation_checkpointing": False}, compute={"gpu": "L40S"}, all_logits=True, by_torch=True,
+        model=LLAMA_3B, batch=4, length=768, lora={"rank": 32, "target_modules": ["q_proj", "v_proj"]},
+        attention="auto", training={"activation_checkpointing": False}, compute={"gpu": "L40S"}, all_logits=True,
+        by_torch=True,
     ),
     Figure(
         name="Llama-3.2-3B in full, bf16 states, 4 × 768 (PEFT MetaMathQA)", published=38.9, unit=GB, model=LLAMA_3B,

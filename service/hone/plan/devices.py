@@ -4,8 +4,8 @@ Called by make_plan. Pure; what the request fixed stays fixed.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from hone.errors import InvalidRequest, Violation
 from hone.gpus import GpuProfile
@@ -35,6 +35,17 @@ class Hardware:
     speeds: Mapping[str, Speed] = field(default_factory=dict)
     """What finished runs reached, by the same names."""
 
+    def device(self, gpu: GpuProfile | None, count: int, capacity_bytes: int) -> "Device":
+        """So many of that kind, with what was measured of it."""
+        name = gpu.name if gpu else ""
+        return Device(
+            gpu=gpu,
+            count=count,
+            capacity_bytes=capacity_bytes,
+            measured=self.measured.get(name, SHIPPED),
+            speed=self.speeds.get(name),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
@@ -48,28 +59,21 @@ class Device:
     """What finished runs reached on it."""
 
 
-def candidates(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> list[Device]:
+def candidates(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Iterator[Device]:
     """Kinds and counts to try, the fewest and smallest first; what the request fixed stays fixed."""
-    return [_with_figures(device, hardware) for device in _candidates(spec, shape, hardware)]
-
-
-def _with_figures(device: Device, hardware: Hardware) -> Device:
-    name = device.gpu.name if device.gpu else ""
-    return replace(device, measured=hardware.measured.get(name, SHIPPED), speed=hardware.speeds.get(name))
-
-
-def _candidates(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> list[Device]:
     compute = spec.compute
     if compute.gpu is not None and compute.gpu not in hardware.profiles:
         known = ", ".join(sorted(hardware.profiles))
         message = f"{compute.gpu!r} is not a GPU profile of this platform: use one of {known}."
         raise InvalidRequest([Violation(path="compute.gpu", value=compute.gpu, message=message)])
     if spec.method.name == "merge":
-        return [Device(gpu=None, count=1, capacity_bytes=hardware.memory_bytes)]
+        yield hardware.device(None, 1, hardware.memory_bytes)
+        return
     small = shape.parameters <= CPU_PARAMETERS and not hardware.installed and compute.gpus_per_node is None
     if compute.gpus_per_node == 0 or (small and compute.gpu is None):
         processes = compute.processes_per_node or 1
-        return [Device(gpu=None, count=processes, capacity_bytes=hardware.memory_bytes // processes)]
+        yield hardware.device(None, processes, hardware.memory_bytes // processes)
+        return
     if compute.gpu:
         kinds = [hardware.profiles[compute.gpu]]
     elif hardware.installed:
@@ -77,15 +81,13 @@ def _candidates(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> list[De
     else:
         kinds = sorted(hardware.profiles.values(), key=lambda gpu: (gpu.memory_bytes, gpu.dense_tflops))
     wanted = compute.gpus_per_node or compute.processes_per_node
-    return [
-        Device(gpu=gpu, count=count, capacity_bytes=gpu.memory_bytes)
-        for count in ([wanted] if wanted else (1, 2, 4, 8))
-        for gpu in kinds
-        if wanted or count <= (len(hardware.installed) if gpu in hardware.installed else gpu.gpus_per_node)
-    ]
+    for count in [wanted] if wanted else (1, 2, 4, 8):
+        for gpu in kinds:
+            if wanted or count <= (len(hardware.installed) if gpu in hardware.installed else gpu.gpus_per_node):
+                yield hardware.device(gpu, count, gpu.memory_bytes)
 
 
-def first_that_fits(spec: JobSpec, load: Workload, devices: list[Device]) -> tuple[Launch, Device, bool]:
+def first_that_fits(spec: JobSpec, load: Workload, devices: Iterable[Device]) -> tuple[Launch, Device, bool]:
     """The first way that fits; where none does, the last that was tried, and False."""
     last: tuple[Launch, Device] | None = None
     refusal: InvalidRequest | None = None

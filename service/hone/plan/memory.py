@@ -6,6 +6,7 @@ kv = kv heads × head dim, f = MLP width, L = layers, V = vocabulary.
 """
 
 import math
+from functools import lru_cache
 
 from hone.job import Launch, MemoryItem
 from hone.plan.activations import activations
@@ -28,6 +29,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Per weight, double quantisation (Dettmers et al. 2023): 4 bits, an 8-bit constant for 64, an fp32 for 64 × 256."""
 
 
+@lru_cache(maxsize=4096)  # requests of a sweep differ in what is no matter of memory, and each is tried in many ways
 def breakdown(load: Workload, launch: Launch, found: Coefficients = SHIPPED) -> tuple[MemoryItem, ...]:
     """The lines of one device; what trains, in order of what a person would check first."""
     items = _merging(load) if load.merges else [*_state(load, launch), *_step_or_evaluation(load, launch)]

@@ -1,6 +1,6 @@
 """What the formulas of memory need to know of a request, gathered once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hone.job import Launch
 from hone.modelinfo import Linear, ModelShape
@@ -15,8 +15,8 @@ class Workload:
     trained: int
     lora: Lora | None
     """None trains every weight."""
-    targets: tuple[Linear, ...]
-    """The layers that it adapts."""
+    targets: tuple[Linear, ...] = field(compare=False)
+    """The layers that it adapts; shape and adapter decide them."""
     quantized: bool
     sequence_length: int
     rows_factor: int
