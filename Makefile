@@ -21,8 +21,7 @@ demo: venv  ## data, a small base model and a fine-tuning run, on this machine
 	@$(BIN)/hone run examples/quickstart.yaml
 
 test: venv  ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" tests --ignore tests/cluster
-	$(BIN)/python -m pytest -n 0 -m "not slow" --durations 15 tests/cluster
+	tools/test.sh
 
 check: venv  ## format, lint, types, layers, protos, generated files
 	$(BIN)/ruff format --check .

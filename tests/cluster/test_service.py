@@ -149,6 +149,7 @@ def test_two_gangs_of_two_on_room_for_three_pods_both_finish(
         cluster.kubectl("delete", "resourcequota", "three", namespace=hone[1])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_pods_killed_at_random_end_with_the_weights_of_one_that_was_not(
     client: Client,

@@ -236,7 +236,14 @@ INSIDE: dict[str, tuple[Break, tuple[str, ...], str]] = {
 }
 
 
-@pytest.mark.parametrize(("broken", "words", "failure_class"), INSIDE.values(), ids=INSIDE.keys())
+FIRST = ("a row that is no JSON", "code that comes with a model")
+"""The others are the same way through other sentences, which tests of the trainer hold."""
+
+
+@pytest.mark.parametrize(
+    ("broken", "words", "failure_class"),
+    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name not in FIRST)) for name, case in INSIDE.items()],
+)
 def test_what_only_reading_tells_fails_the_run_with_its_class_before_a_step(
     machine: Machine, broken: Break, words: tuple[str, ...], failure_class: str
 ) -> None:
