@@ -78,7 +78,7 @@ class Jobs:
             self._backend.check(planned, namespace=namespace)
             inputs = self._inputs(namespace, planned.spec, found)
         except HoneError as error:
-            return [*found, *of_error(self._backend.name, error)]
+            return [*found, *of_error("machine" if self._backend.name == "local" else "cluster", error)]
         run = Run(
             namespace=namespace,
             job="preflight",

@@ -240,8 +240,8 @@ def test_a_look_before_a_job_finds_everything_at_once_and_records_nothing(
     assert found["tokenizer"].path == "model.tokenizer" and "has no tokenizer" in found["tokenizer"].message
     assert found["hub"].path == "output.hub.repo" and "HF_TOKEN" in found["hub"].message
     missing = make_spec(dataset={"source": f"file://{tmp_path}/nowhere.jsonl"})
-    [local] = [finding for finding in client.preflight(missing) if finding.check == "local"]
-    assert (local.path, str(local.state)) == ("dataset.source", "FAILED")
+    [machine] = [finding for finding in client.preflight(missing) if finding.check == "machine"]
+    assert (machine.path, str(machine.state)) == ("dataset.source", "FAILED")
     assert list(client.list()) == []
 
 

@@ -28,7 +28,7 @@ except RunFailed as error:
 ROWS = """
 import sys
 from hone_trainer.hub_rows import main
-sys.exit(main("dataset.source", "hf://org/name", "", sys.argv[1], "train[:10]"))
+sys.exit(main("dataset.source", "hf://org/name", "", sys.argv[1], "", "train[:10]"))
 """
 Endpoint = Callable[[int], str]
 
