@@ -2,7 +2,7 @@
 
 Each case is one `hone run` in a home of its own, on the CPU, whose trainer is looked at ten times a second: the
 proportional share (PSS) of all its processes, and the bytes below its run directory and its temporary one. Printed: the
-peaks, the plan's figures and their ratios. Models have random weights; needs no network.
+peaks, the plan's figures without its margin, and their ratios. Models have random weights; needs no network.
 
     python benchmarks/memory/host.py [--only TEXT] [--json FILE]
 """
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -83,8 +84,6 @@ def run(request: dict[str, Any], home: Path) -> dict[str, Any]:
     assert process.stdout is not None
     memory, disk = 0, 0
     with tempfile.TemporaryFile() as kept:
-        import threading
-
         reader = threading.Thread(target=lambda: kept.write(process.stdout.read()))  # type: ignore[union-attr]
         reader.start()
         while process.poll() is None:
@@ -96,9 +95,10 @@ def run(request: dict[str, Any], home: Path) -> dict[str, Any]:
         job = json.load(kept)
     assert process.returncode == 0, job
     plan = job["plan"]
+    margin = sum(item["size_bytes"] for item in plan["memory"] if item["name"] == "margin")
     return {
         "memory_bytes": memory,
-        "planned_memory_bytes": plan["host_memory_bytes"],
+        "planned_memory_bytes": plan["host_memory_bytes"] - margin * plan["launch"]["processes_per_node"],
         "disk_bytes": disk,
         "planned_disk_bytes": plan["disk_bytes"],
         "lines": {item["name"]: item["size_bytes"] for item in plan["memory"]},

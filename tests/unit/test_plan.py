@@ -82,6 +82,20 @@ def test_an_evaluation_in_larger_batches_than_training_is_counted() -> None:
     assert "evaluation" not in sizes(plan(training={**step, "eval": {"batch_size": 64}}, **without).plan)
 
 
+def test_disk_is_for_the_base_and_for_outputs_or_checkpoints() -> None:
+    parameters, trained = 7_248_023_552, 41_943_040
+    adapted = plan(adapter={"lora": {}}, output={"merged": True}, compute=ONE_H200).plan
+    assert adapted.output_bytes == {"adapter": 4 * trained, "merged": 2 * parameters}
+    assert adapted.disk_bytes == 2 * parameters + 4 * trained + 2 * parameters
+    often = {"checkpoint": {"steps": 100}}
+    more = plan(adapter={"lora": {}}, output={"merged": True}, compute=ONE_H200, training=often).plan
+    assert more.disk_bytes == adapted.disk_bytes + 2 * 12 * trained
+    full = plan(compute=ONE_H200).plan
+    assert (full.output_bytes, full.disk_bytes) == ({"model": 2 * parameters}, (2 + 2 * 12) * parameters)
+    rounded = plan(compute=ONE_H200, training={"optimizer": "adamw_bf16_sr", **often}).plan
+    assert rounded.disk_bytes == (2 + 3 * 6) * parameters
+
+
 def test_grpo_keeps_a_reference_where_it_pays_for_its_distance() -> None:
     rewards = [{"regex": {"pattern": "x"}}]
     for beta, keeps in ((0.0, False), (0.1, True)):

@@ -292,9 +292,10 @@ class LocalBackend:
 
     def _check_disk(self, plan: Plan) -> None:
         free = self._free_bytes(int(time.monotonic()))
-        if free < plan.disk_bytes:
+        needed = plan.disk_bytes + sum(plan.output_bytes.values())  # the store may be on the same disk
+        if free < needed:
             raise StorageError(
-                f"{self._runs} has {free / GIB:.1f} GiB free; the job needs {plan.disk_bytes / GIB:.1f} GiB there.",
+                f"{self._runs} has {free / GIB:.1f} GiB free; the job needs {needed / GIB:.1f} GiB there.",
                 fix="Free space, or set HONE_HOME to a directory on another disk.",
             )
 

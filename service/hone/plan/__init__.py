@@ -24,7 +24,7 @@ from hone.modelinfo import (
 )
 from hone.plan.coefficients import MODEL_FLOP_UTILIZATION
 from hone.plan.devices import Device, Hardware, candidates, first_that_fits
-from hone.plan.memory import breakdown, host_memory, output_sizes
+from hone.plan.memory import breakdown, disk, host_memory, output_sizes
 from hone.plan.sentences import notes, sentence, warnings, why_not_here
 from hone.plan.workload import Workload
 from hone.spec import Adapter, JobSpec, Lora, Training
@@ -64,7 +64,7 @@ def make_plan(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Planned:
     memory = breakdown(load, launch, device.measured)
     peak = sum(item.size_bytes for item in memory)
     resolved = _resolve(spec, launch, device)
-    outputs = output_sizes(load, launch, spec)
+    outputs = output_sizes(load, spec)
     step_flops = _step_flops(load, launch)
     low, high = _seconds(spec.training.max_steps, step_flops, launch, device)
     plan = Plan(
@@ -76,7 +76,7 @@ def make_plan(spec: JobSpec, shape: ModelShape, hardware: Hardware) -> Planned:
         peak_bytes=peak,
         capacity_bytes=device.capacity_bytes,
         host_memory_bytes=host_memory(load, launch, spec, peak),
-        disk_bytes=2 * sum(outputs.values()) + shape.parameters * 2,
+        disk_bytes=disk(load, launch, spec, outputs),
         output_bytes=outputs,
         model_family=shape.model_type,
         parameters=shape.parameters,

@@ -6,6 +6,7 @@ kv = kv heads × head dim, f = MLP width, L = layers, V = vocabulary.
 """
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 
 from hone.job import Launch, MemoryItem
@@ -25,6 +26,13 @@ MERGE_TOKENS = 256
 """Tokens on which a merged model is held against its references."""
 TILE_TOKENS, TILE_WORDS = 4096, 32_768
 """Logits that exist at once under TRL's fused head (trl/kernels/chunked_logprob.py)."""
+ADAMW = (8, "8 B (two fp32 moments)")
+STATES = {
+    "adamw_bf16_sr": (4, "4 B (two bf16 moments)"),
+    "adamw_8bit": (2, "2 B (8-bit moments)"),
+    "paged_adamw_8bit": (2, "2 B (8-bit moments, paged)"),
+}
+"""Optimizer states of one trained weight."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Per weight, double quantisation (Dettmers et al. 2023): 4 bits, an 8-bit constant for 64, an fp32 for 64 × 256."""
 
@@ -49,14 +57,22 @@ def breakdown(load: Workload, launch: Launch, found: Coefficients = SHIPPED) -> 
 
 
 def _merging(load: Workload) -> list[MemoryItem]:
-    """One copy of the weights in fp32, and one as it is read or written beside it."""
-    parameters, on_disk = load.shape.parameters, load.shape.weight_bytes_on_disk
-    files = "files as they are on the disk" if on_disk else "P × 2 B (bf16 files)"
-    return [
+    """One copy of the weights in fp32, and one as it is read or written beside it; after QLoRA the model in 4 bits,
+    too, which the merged one is held against."""
+    parameters = load.shape.parameters
+    files = "files as they are on the disk" if load.shape.weight_bytes_on_disk else "P × 2 B (bf16 files)"
+    items = [
         _item("weights", 4 * parameters, f"P × 4 B (fp32), P = {parameters:,}"),
-        _item("files", on_disk or 2 * parameters, files),
+        _item("files", _files(load), files),
         _item("logits", 3 * 4 * MERGE_TOKENS * load.shape.vocab_size, f"3 × {MERGE_TOKENS} tokens × V × 4 B"),
     ]
+    if load.quantized:
+        quantizable = load.shape.quantizable_weights
+        size = quantizable * NF4_BYTES + (parameters - quantizable) * 4
+        items.append(
+            _item("weights nf4", size, f"{quantizable:,} × {NF4_BYTES:.5f} B + {parameters - quantizable:,} × 4 B")
+        )
+    return items
 
 
 def _state(load: Workload, launch: Launch) -> list[MemoryItem]:
@@ -80,11 +96,7 @@ def _state(load: Workload, launch: Launch) -> list[MemoryItem]:
     rounded = load.optimizer == "adamw_bf16_sr"
     gradient = 2 if rounded else 4
     items.append(_item("gradients", gradient * t / split, f"t × {gradient} B / {split}"))
-    states, text = {
-        "adamw_bf16_sr": (4, "4 B (two bf16 moments)"),
-        "adamw_8bit": (2, "2 B (8-bit moments)"),
-        "paged_adamw_8bit": (2, "2 B (8-bit moments, paged)"),
-    }.get(load.optimizer, (8, "8 B (two fp32 moments)"))
+    states, text = STATES.get(load.optimizer, ADAMW)
     master = 4 if zero2 and not load.adapted and launch.precision == "bf16" else 0
     formula = f"t × {text}{' + 4 B (fp32 master)' if master else ''} / {split}"
     items.append(_item("optimizer", (states + master) * t / split, formula))
@@ -189,11 +201,36 @@ def host_memory(load: Workload, launch: Launch, spec: JobSpec, device_peak: int)
     return launch.processes_per_node * 3 * GIB + max(weights, merging)
 
 
-def output_sizes(load: Workload, launch: Launch, spec: JobSpec) -> dict[str, int]:
-    """Bytes of each output; adapters are fp32, models have the base's precision."""
-    whole = load.shape.parameters * _width(launch)
+def output_sizes(load: Workload, spec: JobSpec) -> dict[str, int]:
+    """Bytes of each output; adapters are fp32, models have the precision of the base's files."""
+    whole = _files(load)
     if load.merges:
-        return {"merged": load.shape.weight_bytes_on_disk or 2 * load.shape.parameters}
+        return {"merged": whole}
     if not load.adapted:
         return {"model": whole}
     return {"adapter": 4 * load.trained} | ({"merged": whole} if spec.output.merged else {})
+
+
+def disk(load: Workload, launch: Launch, spec: JobSpec, outputs: Mapping[str, int]) -> int:
+    """Scratch space of one machine, without its data: the base where it is fetched, and what it leaves or its
+    checkpoints, if these take more.
+
+    A checkpoint has what trains and its optimizer states, of which a machine writes its own under ZeRO. There is the one that an attempt goes on from and the one
+    that it leaves when it has to stop; where some are taken in between, one more on its way to the store.
+    """
+    fetched = 0 if spec.model.source.startswith("file://") else _files(load)
+    weights: float = 2 if load.optimizer == "adamw_bf16_sr" else 4
+    states: float = STATES.get(load.optimizer, ADAMW)[0]
+    if launch.strategy in ("zero2", "zero3"):
+        states /= launch.nodes
+    if launch.strategy == "zero3":
+        weights /= launch.nodes
+    checkpoint = int((weights + states) * load.trained)
+    left = sum(outputs.values())
+    often = spec.training.checkpoint.steps is not None
+    return fetched + (max(3 * checkpoint, left + 2 * checkpoint) if often else max(2 * checkpoint, left))
+
+
+def _files(load: Workload) -> int:
+    """Size of the base's files; bf16 where it is not known."""
+    return load.shape.weight_bytes_on_disk or 2 * load.shape.parameters
