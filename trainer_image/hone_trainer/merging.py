@@ -10,6 +10,8 @@ An adapter of a 4-bit base was trained to correct that base, so it is merged int
 the original weights it would fit worse by orders of magnitude.
 """
 
+import ctypes
+import gc
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +60,7 @@ def merge(base: Source, parts: Sequence[Part], *, combination: str, model: Model
     do not belong to the base, or not together."""
     loaded_as = _loaded_as(parts)
     served = logits(_attach(_load(base, model, torch.bfloat16).float(), base, parts, combination))
+    give_back()
     plain, trained = _load(base, model, torch.float32), None
     if loaded_as["quantization"]:
         dtype = getattr(torch, str(loaded_as["dtype"]))
@@ -66,6 +69,7 @@ def merge(base: Source, parts: Sequence[Part], *, combination: str, model: Model
         quantization.copy_dequantized(quantized, plain)
         trained = logits(_attach(quantized, base, parts, combination))
         del quantized
+        give_back()
     adapted = _attach(plain, base, parts, combination)
     if trained is None:
         trained = logits(adapted)
@@ -74,6 +78,15 @@ def merge(base: Source, parts: Sequence[Part], *, combination: str, model: Model
         warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
         merged = adapted.merge_and_unload()
     return merged, References(trained=trained, served=served)
+
+
+def give_back() -> None:
+    """Let go of models that are no longer used: adapted ones hold themselves in circles, and glibc keeps what was freed
+    of a model, whose size in fp32 the next one then takes once more."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim:
+        trim(0)
 
 
 def check(quality: Mapping[str, float], *, limit: float, fix: str) -> None:

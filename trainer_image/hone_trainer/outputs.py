@@ -122,8 +122,10 @@ def save_merged(
     Raises RunFailed (USER) where that is more than `limit`; `fix` says what to do then.
     """
     directory, base = context.output("merged"), context.inputs.model
+    merging.give_back()
     model, references = merging.merge(base, parts, combination=combination, model=context.run.spec.model)
     model.to(stored_dtype(Path(base.path)))
+    merging.give_back()
     text_config = model.config.get_text_config()
     text_config.eos_token_id, text_config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     model.generation_config.eos_token_id = stop_tokens(model, tokenizer)
@@ -132,6 +134,7 @@ def save_merged(
     reloaded = _reload(context, directory)
     compare(dict(model.named_parameters()), dict(reloaded.named_parameters()), where=directory)
     del model  # one copy in fp32 at a time
+    merging.give_back()
     quality = references.quality(merging.logits(reloaded.float()))
     context.event(EventType.NOTE, merging.sentence(quality, limit=limit), metrics=quality)
     merging.check(quality, limit=limit, fix=fix)

@@ -57,8 +57,8 @@ def breakdown(load: Workload, launch: Launch, found: Coefficients = SHIPPED) -> 
 
 
 def _merging(load: Workload) -> list[MemoryItem]:
-    """One copy of the weights in fp32, and one as it is read or written beside it; after QLoRA the model in 4 bits,
-    too, which the merged one is held against."""
+    """One copy of the weights in fp32, and one as it is read or written beside it; after QLoRA the base once
+    more, on its way into the 4 bits that the merged model is held against."""
     parameters = load.shape.parameters
     files = "files as they are on the disk" if load.shape.weight_bytes_on_disk else "P × 2 B (bf16 files)"
     items = [
@@ -67,11 +67,7 @@ def _merging(load: Workload) -> list[MemoryItem]:
         _item("logits", 3 * 4 * MERGE_TOKENS * load.shape.vocab_size, f"3 × {MERGE_TOKENS} tokens × V × 4 B"),
     ]
     if load.quantized:
-        quantizable = load.shape.quantizable_weights
-        size = quantizable * NF4_BYTES + (parameters - quantizable) * 4
-        items.append(
-            _item("weights nf4", size, f"{quantizable:,} × {NF4_BYTES:.5f} B + {parameters - quantizable:,} × 4 B")
-        )
+        items.append(_item("base", 4 * parameters, "P × 4 B (fp32): the base once more, on its way into 4 bits"))
     return items
 
 
@@ -215,8 +211,9 @@ def disk(load: Workload, launch: Launch, spec: JobSpec, outputs: Mapping[str, in
     """Scratch space of one machine, without its data: the base where it is fetched, and what it leaves or its
     checkpoints, if these take more.
 
-    A checkpoint has what trains and its optimizer states, of which a machine writes its own under ZeRO. There is the one that an attempt goes on from and the one
-    that it leaves when it has to stop; where some are taken in between, one more on its way to the store.
+    A checkpoint has what trains and its optimizer states, of which a machine writes its own under ZeRO. There is the
+    one that an attempt goes on from and the one that it leaves when it has to stop; where some are taken in between,
+    one more on its way to the store.
     """
     fetched = 0 if spec.model.source.startswith("file://") else _files(load)
     weights: float = 2 if load.optimizer == "adamw_bf16_sr" else 4
