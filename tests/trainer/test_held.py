@@ -28,7 +28,7 @@ SEED = 11
 HARDWARE = Hardware(profiles={}, cpu_cores=2, memory_bytes=8 << 30)
 KEPT = (
     "layer inputs", "norms", "attention", "attention scores", "attention mask", "mlp", "experts", "dropout",
-    "adapter activations", "recomputation", "head input",
+    "adapter activations", "recomputation", "within attention", "head input",
 )  # fmt: skip
 MOE = {"num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -92,7 +92,7 @@ def modernbert(config: Config) -> ModelShape:
         *((words,) if config.num_labels is None else score_heads("modernbert", hidden, config.num_labels)),
     )
     shape = plain_shape(config, block, modules, hidden=hidden, heads=heads, inner=inner, positions=positions, tied=tied)
-    return replace(shape, layer=Layer(norm="layer", fused_qkv=True))
+    return replace(shape, layer=Layer(norm="layer", fused_qkv=True, alternates=True))
 
 
 def score_heads(family: str, width: int, labels: int) -> tuple[Linear, ...]:

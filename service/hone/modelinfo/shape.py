@@ -110,6 +110,8 @@ class Layer:
     residual_dropout: bool = False
     attention_dropout: bool = False
     """The model's own, of supervised fine-tuning: methods that compare two passes turn it off."""
+    alternates: bool = False
+    """Layers see all tokens or their neighbours, by turns, each kind with a mask and a rotation of its own."""
     softcap: bool = False
     """The attention's scores pass a tanh."""
 

@@ -6,6 +6,7 @@ kv heads × head dim, f = MLP width. Three precisions play a part: the residual 
 fp32, in which norms, softmax and log-sum-exp compute.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,8 @@ def activations(load: Workload, launch: Launch) -> list[MemoryItem]:
         per_token = sum(part.size for part in parts) * kept
         words = " + ".join(dict.fromkeys(part.words for part in parts))
         items.append(_item(name, tokens * per_token, f"{where}, {tokens:,} tokens × {per_token:,.0f} B: {words}"))
+    if launch.activation_checkpointing:
+        items.append(_within_attention(load, launch, widths, tokens, items))
     if load.lora and load.lora.use_dora:
         size = max(4 * layer.in_features * (layer.in_features + 2 * layer.out_features) for layer in load.targets)
         items.append(_item("dora norm", size, "in × (in + 2 out) × 4 B of the largest adapted layer, for a moment"))
@@ -73,7 +76,8 @@ def activations(load: Workload, launch: Launch) -> list[MemoryItem]:
 def _parts(load: Workload, launch: Launch, widths: _Widths) -> Iterator[_Part]:
     shape, layer = load.shape, load.shape.layer
     norms = [module for module in shape.modules if module.role == "norm" and "{}" in module.path]
-    yield from _norms(load, norms, widths)
+    whole = shape.num_layers if launch.activation_checkpointing else 1  # the first layer may have fewer than others
+    yield from _norms(load, norms, widths, whole=whole)
     yield from _attention(load, launch, widths)
     inner = [linear for linear in _in_layers(shape.linear_layers) if linear.role == "mlp"]
     if inner:
@@ -91,7 +95,7 @@ def _parts(load: Workload, launch: Launch, widths: _Widths) -> Iterator[_Part]:
         yield _Part("dropout", size, "masks of the model's own dropout, 2h")
 
 
-def _norms(load: Workload, norms: Sequence[Module], widths: _Widths) -> Iterator[_Part]:
+def _norms(load: Workload, norms: Sequence[Module], widths: _Widths, *, whole: int) -> Iterator[_Part]:
     """RMSNorm keeps its input in fp32 and one number a row; what it multiplies by a weight that trains, too.
     LayerNorm keeps its input, mean and deviation."""
     layer = load.shape.layer
@@ -106,7 +110,9 @@ def _norms(load: Workload, norms: Sequence[Module], widths: _Widths) -> Iterator
                 own = widths.products if norm.name in ("q_norm", "k_norm") else widths.stream
                 size += (4 if layer.scales_in_fp32 else own) * width
         yield _Part(
-            "norms", norm.count * size, "inputs of the norms in fp32" if layer.norm == "rms" else "their inputs"
+            "norms",
+            math.ceil(norm.count / whole) * whole * size,
+            "inputs of the norms in fp32" if layer.norm == "rms" else "their inputs",
         )
 
 
@@ -232,9 +238,32 @@ def _left_behind(load: Workload, widths: _Widths, *, inner: int) -> Iterator[_Pa
         size += h
     if layer.norms_first and (is_cast or drops):
         size += 2 * h * widths.stream // widths.products
+    size += _of_the_other_kind(load) if is_cast else 0
     if shape.num_experts:
         size += _experts_of_a_token(shape, inner) * h if load.lora else h * widths.stream // widths.products
     yield _Part("recomputation", shape.num_layers * size * widths.products, "what its frames hold")
+
+
+def _of_the_other_kind(load: Workload) -> int:
+    """A cast, and the mask and the rotation of the other kind of layer, where kinds alternate and all weights train."""
+    if not load.shape.layer.alternates or load.lora:
+        return 0
+    return load.shape.hidden_size + load.sequence_length // 2 + 4 * load.shape.head_dim
+
+
+def _within_attention(
+    load: Workload, launch: Launch, widths: _Widths, tokens: int, items: Sequence[MemoryItem]
+) -> MemoryItem:
+    """What there is for a moment while attention with its own dropout is computed again in halves of fp32 on a CPU,
+    beyond the MLP, which is not there yet."""
+    layer, h = load.shape.layer, load.shape.hidden_size
+    if not (layer.attention_dropout and load.learns_answers and launch.device == "cpu" and widths.products == 2):
+        return _item("within attention", 0, "")
+    later = sum(item.size_bytes for item in items if item.name in ("mlp", "recomputation"))
+    per_token = 3 * load.shape.num_attention_heads * load.sequence_length + 4 * h
+    return _item(
+        "within attention", max(0, tokens * per_token - later), f"{tokens:,} tokens × {per_token:,} B, less the MLP"
+    )
 
 
 def _outside(load: Workload, widths: _Widths, tokens: int) -> MemoryItem:
