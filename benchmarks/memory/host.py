@@ -40,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "config.json").write_text(json.dumps(SHAPE), encoding="utf-8")
         made = [sys.executable, "-m", "hone_trainer", "random-model", f"{place}/config.json", place]
-        subprocess.run(made, check=True, cwd=place)
+        subprocess.run(made, check=True, cwd=place, stdout=subprocess.DEVNULL)
         for name, request in _requests(Path(place)).items():
             if arguments.only in name:
                 found.append({"case": name, **run(request, Path(place) / name.replace(" ", "-"))})

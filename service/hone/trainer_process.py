@@ -1,7 +1,7 @@
 """Questions to the trainer's Python: `python -m hone_trainer COMMAND FILE`, which answers with one JSON object.
 
-Asked by commands of a person (`hone data`, `hone plan`), and by the local backend for PreflightJob. The control plane
-imports none of the trainer's libraries: another process does, which may be another installation.
+Asked by commands of a person (`hone data`, `hone plan`, `hone calibrate`), and by the local backend for PreflightJob.
+The control plane imports none of the trainer's libraries: another process does, which may be another installation.
 """
 
 import json

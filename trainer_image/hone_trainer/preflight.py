@@ -23,9 +23,9 @@ from hone.hub import Target, look
 from hone.modelinfo import read_adapter_directory
 from hone.quantities import count, size
 from hone.run import Run, TrainerExit
-from hone.spec import Dataset, JobSpec
+from hone.spec import Dataset, JobSpec, Model
 from hone.spec.rewards import reward_models, scorers
-from hone.spec.sources import sources
+from hone.spec.sources import bucket_and_prefix, sources
 from hone.spec.splits import read_split
 from hone.storage import open_store
 from hone_trainer.failure import NothingLeft, classify
@@ -217,7 +217,6 @@ class _Look:
             self.found.append(not_checked("scorer", text))
 
     def _reward_model(self, check: str, path: str, source: str, place: Path) -> None:
-        from hone.spec import Model
         from hone_trainer.model import check_config, load_tokenizer
 
         named = self._fetch(path, source, place)
@@ -252,11 +251,9 @@ def _comes(check: str, source: str, path: str) -> Finding:
 def _too_large(named: list[str]) -> str:
     """Why an object store's data set is not fetched for a look; empty where all are small."""
     for source in named:
-        scheme, _, rest = source.partition("://")
-        if scheme == "s3":
-            bucket, _, key = rest.partition("/")
-            folder = key.rpartition("/")[0] if "*" in key else key.rstrip("/")
-            total = sum(item.size_bytes for item in open_store(f"s3://{bucket}").list_objects(folder))
+        if source.startswith("s3://"):
+            bucket, prefix = bucket_and_prefix(source)
+            total = sum(item.size_bytes for item in open_store(f"s3://{bucket}").list_objects(prefix))
             if total > MOST_BYTES:
                 return f"{source} has {size(total)}, too much to fetch for a look: its rows are read by the run."
     return ""

@@ -3,6 +3,7 @@ random-model FILE DIRECTORY`, where FILE is a config.json. Called by `hone calib
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ LONGEST_ROW = 8192
 
 
 def make(config: Path, directory: Path) -> TrainerExit:
-    """Leave `model/` (weights in bf16) and `rows.jsonl` there."""
+    """Leave `model/` (weights in bf16) and `rows.jsonl` there, and say where as JSON."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -28,6 +29,7 @@ def make(config: Path, directory: Path) -> TrainerExit:
     text = "the quick brown fox jumps over a lazy dog while rain falls " * (LONGEST_ROW // 32)
     rows = ({"prompt": text[n : n + 8], "completion": text[n + 8 : n + LONGEST_ROW]} for n in range(ROWS))
     (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sys.stdout.write(json.dumps({"directory": str(directory)}) + "\n")
     return TrainerExit.SUCCEEDED
 
 

@@ -4,8 +4,6 @@ come. The runs are the trainer's own, of a model of random weights, in a tempora
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +22,7 @@ from hone.cli.environment import read_settings
 from hone.cli.failure import ExitCode
 from hone.cli.options import AsJson
 from hone.errors import PermanentError, UserError
+from hone.trainer_process import TrainerProcess
 
 if TYPE_CHECKING:
     from hone.job import Job
@@ -152,10 +151,8 @@ def coefficients(measured: Sequence[Measured], *, source: str) -> "Coefficients"
 
 def _measure(place: Path, settings: "Settings", hardware: "Hardware") -> Iterator[Measured]:
     """Run the grid; a case that does not fit is left out, and said to be."""
-    config = place / "config.json"
-    config.write_text(json.dumps(_shape(hardware)), encoding="utf-8")
     with remarks().status("making a model of random weights …"):
-        _make_model(settings, config, place)
+        TrainerProcess(settings.trainer_python).ask("random-model", json.dumps(_shape(hardware)), str(place))
     grid = GPU_GRID if hardware.installed else CPU_GRID
     problems, ran = list[str](), 0
     for number, case in enumerate(grid, start=1):
@@ -178,14 +175,6 @@ def _shape(hardware: "Hardware") -> dict[str, Any]:
         return _ON_CPU
     small = hardware.installed[0].memory_bytes < _SMALL_GPU_BYTES
     return dict(shipped_configs()[_ON_SMALL_GPU if small else _ON_GPU])
-
-
-def _make_model(settings: "Settings", config: Path, place: Path) -> None:
-    words = [settings.trainer_python or sys.executable, "-m", "hone_trainer", "random-model", str(config), str(place)]
-    made = subprocess.run(words, cwd=place, capture_output=True, text=True, check=False)
-    if made.returncode:
-        last = next((line for line in reversed(made.stderr.splitlines()) if line.strip()), "no message")
-        raise CalibrationFailed(f"The trainer cannot make a model: {last}", fix="`hone doctor` looks at this machine.")
 
 
 def _run(case: Case, place: Path, settings: "Settings", *, on_gpu: bool) -> Measured | str:

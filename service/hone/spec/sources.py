@@ -12,6 +12,12 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt")
 """Of the files that rows are read from."""
 
 
+def bucket_and_prefix(source: str) -> tuple[str, str]:
+    """Of an s3:// source: its bucket, and what all of its objects begin with; of a pattern that is its folder."""
+    bucket, _, key = source.removeprefix("s3://").partition("/")
+    return bucket, key.rpartition("/")[0] if "*" in key else key.rstrip("/")
+
+
 def sources(spec: JobSpec, *, scheme: str = "") -> Iterator[tuple[str, str]]:
     """(path, source) of every source, or of those of one scheme: hf, s3, file or job."""
     for path, source in _found(spec):

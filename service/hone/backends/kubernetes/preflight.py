@@ -12,7 +12,7 @@ from hone.findings import Finding, FindingState, not_checked, of_error, ok
 from hone.job import Plan
 from hone.manifests import render_job
 from hone.run import Run
-from hone.spec.sources import sources
+from hone.spec.sources import bucket_and_prefix, sources
 from hone.storage import ArtifactStore, open_store
 
 _FIRST_THING = "is looked at in the pod, first thing, before a model is loaded"
@@ -41,13 +41,12 @@ def look(api: Api, cluster: Cluster, run: Run, plan: Plan) -> Iterator[Finding]:
 
 def _object(cluster: Cluster, path: str, source: str) -> Finding:
     """Whether anything lies there; a store that the service may not read says nothing of the pods' rights."""
-    bucket, _, key = source.removeprefix("s3://").partition("/")
-    folder = key.rpartition("/")[0] if "*" in key else key.rstrip("/")
+    bucket, prefix = bucket_and_prefix(source)
     try:
         with closing(
             open_store(f"s3://{bucket}", endpoint=cluster.store.endpoint, region=cluster.store.region)
         ) as store:
-            _first_bytes(store, folder)
+            _first_bytes(store, prefix)
     except NotFound:
         text = f"there is nothing at {source}."
         return Finding(check="objects", state=FindingState.FAILED, message=text, fix="Upload it first.", path=path)
