@@ -3,7 +3,7 @@ the forward pass made and the backward pass waits for, each storage once. What m
 """
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,19 +27,24 @@ class Held:
     """The most that waits for the backward pass while no forward pass is under way."""
     copies: int = 0
     """Of those, casts of parameters."""
+    peak: int = 0
+    """The most that is there at once, forward and backward, beside weights, adapter and states."""
     shape: tuple[int, int] = (0, 0)
     """Rows and tokens of the batch."""
 
 
-class _Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):
     """Follows storages from the operation that makes them to their end."""
 
-    def __init__(self, parameters: set[int]) -> None:
+    def __init__(self, parameters: Container[int] = ()) -> None:
         super().__init__()
         self._parameters = parameters
         self._live: dict[int, tuple[int, bool]] = {}
+        """Of the forward pass: size, and whether it is a cast of a parameter."""
+        self._sizes: dict[int, int] = {}
         self._was_forward = True
         self.most = (0, 0)
+        self.peak = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -52,24 +57,30 @@ class _Tracker(TorchDispatchMode):
             self.most = max(self.most, (whole - copies, copies))
         self._was_forward = not is_backward
         out = func(*args, **(kwargs or {}))
-        if not is_backward:
-            first = args[0] if args and isinstance(args[0], torch.Tensor) else None
-            is_copy = (
-                func is torch.ops.aten._to_copy.default
-                and first is not None
-                and first.untyped_storage().data_ptr() in self._parameters
-            )
-            for tensor in tree_leaves(out):
-                if isinstance(tensor, torch.Tensor):
-                    self._follow(tensor, is_copy)
+        first = args[0] if args and isinstance(args[0], torch.Tensor) else None
+        is_copy = (
+            func is torch.ops.aten._to_copy.default
+            and first is not None
+            and first.untyped_storage().data_ptr() in self._parameters
+        )
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._follow(tensor, is_copy, is_backward)
+        self.peak = max(self.peak, sum(self._sizes.values()))
         return out
 
-    def _follow(self, tensor: torch.Tensor, is_copy: bool) -> None:
+    def _follow(self, tensor: torch.Tensor, is_copy: bool, is_backward: bool) -> None:
         storage = tensor.untyped_storage()
         key = storage.data_ptr()
-        if key and key not in self._parameters and key not in self._live:
-            self._live[key] = (storage.nbytes(), is_copy)
-            weakref.finalize(storage, self._live.pop, key, None)
+        if key and key not in self._parameters and key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            if not is_backward:
+                self._live[key] = (storage.nbytes(), is_copy)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self._sizes.pop(key, None)
+        self._live.pop(key, None)
 
 
 @contextmanager
@@ -90,9 +101,10 @@ def counted() -> Iterator[Held]:
         known |= {t.untyped_storage().data_ptr() for t in inputs.values() if isinstance(t, torch.Tensor)}
         rows, tokens = next(t.shape for t in inputs.values() if isinstance(t, torch.Tensor) and t.dim() == 2)
         held.shape = (rows, tokens)
-        with _Tracker(known) as tracker:
+        with Tracker(known) as tracker:
             loss = original(self, model, inputs, *arguments, **options)
         held.activations, held.copies = tracker.most
+        held.peak = tracker.peak
         held.gradients = _size(p.grad for p in parameters if p.grad is not None)
         self.add_callback(_States(held, self))
         return loss

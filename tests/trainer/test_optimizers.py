@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hone.plan.memory import UPDATE, UPDATE_BYTES
 from hone_trainer import optimizers
-from hone_trainer.optimizers import StochasticAdamW, round_stochastically
+from hone_trainer.optimizers import _NAMES, StochasticAdamW, round_stochastically
 
 from .conftest import Attempt, MakeAttempt, RunHere, make_model
+from .held import Tracker
 
 FULL: dict[str, Any] = {"adapter": None, "training": {"learning_rate": 1e-3}}
 
@@ -48,6 +50,28 @@ def steps(dtype: torch.dtype, count: int, *, seed: int = 0, rate: float = 1e-5) 
     return weight.detach()
 
 
+def momentary(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes that a later update takes beside weights, gradients and moments."""
+    optimizer.step()
+    known = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+    known += [t for group in optimizer.param_groups for p in group["params"] for t in (p, p.grad)]
+    with Tracker({tensor.untyped_storage().data_ptr() for tensor in known}) as tracker:
+        optimizer.step()
+    return tracker.peak
+
+
+def test_an_update_takes_no_more_than_planned_where_foreach_takes_as_much_as_the_weights() -> None:
+    count = 4 * 1024 * 1024
+    weights = [torch.nn.Parameter(torch.ones(count // 4)) for _ in range(4)]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    assert momentary(torch.optim.AdamW(weights, foreach=True)) >= 4 * count
+    assert _NAMES["adamw"] == "adamw_torch_fused" and momentary(torch.optim.AdamW(weights, fused=True)) < 1000
+    halves = torch.nn.Parameter(torch.ones(2 * UPDATE + 1, dtype=torch.bfloat16))
+    halves.grad = torch.ones_like(halves)
+    assert 0.5 * UPDATE_BYTES * UPDATE < momentary(StochasticAdamW([halves], lr=1e-3)) <= UPDATE_BYTES * UPDATE
+
+
 def test_updates_that_plain_bf16_loses_are_kept_on_average() -> None:
     plain = torch.nn.Parameter(torch.ones(20_000, dtype=torch.bfloat16))
     optimizer = torch.optim.AdamW([plain], lr=1e-5, weight_decay=0.0)
@@ -60,9 +84,9 @@ def test_updates_that_plain_bf16_loses_are_kept_on_average() -> None:
     assert float(steps(torch.bfloat16, 100).double().mean()) == pytest.approx(float(exact.mean()), abs=1e-4)
 
 
-@pytest.mark.parametrize("part", [optimizers.PART, 7], ids=["whole", "parts"])
+@pytest.mark.parametrize("part", [optimizers.UPDATE, 7], ids=["whole", "parts"])
 def test_in_fp32_it_is_adamw(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizers, "PART", part)
+    monkeypatch.setattr(optimizers, "UPDATE", part)
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 50)) for _ in range(2))
     settings: dict[str, Any] = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}

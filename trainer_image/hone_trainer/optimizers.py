@@ -13,11 +13,9 @@ from typing import Any
 import torch
 
 from hone.job import Launch
+from hone.plan.memory import UPDATE
 from hone.spec import JobSpec
 
-PART = 1 << 23
-"""Elements that are updated at once. What an update holds in fp32 for a moment is 36 B for each of them: for a whole
-embedding of Llama 3, 9 GiB."""
 _NAMES = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 
 
@@ -94,7 +92,7 @@ class StochasticAdamW(torch.optim.Optimizer):
         whole = (parameter.data, parameter.grad, state["mean"], state["square"])
         parts = [whole]
         if all(tensor.is_contiguous() for tensor in whole):
-            parts = list(zip(*(tensor.view(-1).split(PART) for tensor in whole), strict=True))
+            parts = list(zip(*(tensor.view(-1).split(UPDATE) for tensor in whole), strict=True))
         for part in parts:
             _update_part(*part, group, noise)
 

@@ -22,6 +22,14 @@ CUDA_CONTEXT_BYTES = int(0.9 * GIB)
 HOST_PROCESS_BYTES = GIB
 """A process on a CPU that trains next to nothing: Python with torch, transformers, trl and peft imported about 500 MB,
 1,050 MiB at its peak with the demo's data, one row a step and one in an evaluation."""
+NCCL_BYTES = int(0.4 * GIB)
+"""Buffers of NCCL's communicator. Not measured: none of our machines had two GPUs."""
+BUCKET, LIVE = 50_000_000, 1_000_000_000
+"""Numbers in DeepSpeed's bucket of gradients, and of gathered weights that it keeps under ZeRO-3; the trainer's
+sharding.py sets both."""
+UPDATE, UPDATE_BYTES = 1 << 23, 36
+"""Weights that adamw_bf16_sr updates at once, and what each takes in fp32 for a moment; at once, the embedding of Llama 3
+would take 9 GiB. The trainer's optimizers.py updates by it."""
 MERGE_TOKENS = 256
 """Tokens on which a merged model is held against its references."""
 TILE_TOKENS, TILE_WORDS = 4096, 32_768
@@ -40,7 +48,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 @lru_cache(maxsize=4096)  # requests of a sweep differ in what is no matter of memory, and each is tried in many ways
 def breakdown(load: Workload, launch: Launch, found: Coefficients = SHIPPED) -> tuple[MemoryItem, ...]:
     """The lines of one device; what trains, in order of what a person would check first."""
-    items = _merging(load) if load.merges else [*_state(load, launch), *_step_or_evaluation(load, launch)]
+    items = _merging(load) if load.merges else _training(load, launch)
     device = CUDA_CONTEXT_BYTES if launch.device == "cuda" else HOST_PROCESS_BYTES
     items.append(_item("context", device, "libraries of one process, measured"))
     if launch.device == "cuda":
@@ -71,12 +79,17 @@ def _merging(load: Workload) -> list[MemoryItem]:
     return items
 
 
+def _training(load: Workload, launch: Launch) -> list[MemoryItem]:
+    step = _step_or_evaluation(load, launch)
+    return [*_state(load, launch), *_gradients(load, launch, step), *step]
+
+
 def _state(load: Workload, launch: Launch) -> list[MemoryItem]:
-    """What is there between two steps: weights, gradients, optimizer."""
-    shards, t = launch.world_size, load.trained
-    zero2, zero3 = launch.strategy in ("zero2", "zero3"), launch.strategy == "zero3"
-    whole = 1 if not zero3 else shards
-    split = 1 if not zero2 else shards
+    """What is there between two steps: weights, optimizer."""
+    t = load.trained
+    splits = _splits_states(launch)
+    whole = launch.world_size if launch.strategy == "zero3" else 1
+    split = launch.world_size if splits else 1
     items = [*_weights(load, launch, whole)]
     if load.reward_models:
         size = load.reward_models * load.shape.parameters * _width(launch)
@@ -89,14 +102,52 @@ def _state(load: Workload, launch: Launch) -> list[MemoryItem]:
         items.append(_item("adapter", 4 * t / whole, f"t × 4 B (fp32) / {whole}, t = {t:,}"))
         if launch.precision == "bf16":
             items.append(_item("bf16 copies", 2 * t / whole, f"t × 2 B / {whole} (autocast's copies of the adapter)"))
-    rounded = load.optimizer == "adamw_bf16_sr"
-    gradient = 2 if rounded else 4
-    items.append(_item("gradients", gradient * t / split, f"t × {gradient} B / {split}"))
     states, text = STATES.get(load.optimizer, ADAMW)
-    master = 4 if zero2 and not load.adapted and launch.precision == "bf16" else 0
+    master = 4 if splits and not load.adapted and launch.precision == "bf16" else 0
     formula = f"t × {text}{' + 4 B (fp32 master)' if master else ''} / {split}"
     items.append(_item("optimizer", (states + master) * t / split, formula))
     return items
+
+
+def _gradients(load: Workload, launch: Launch, step: list[MemoryItem]) -> list[MemoryItem]:
+    """Gradients, and what they are exchanged through.
+
+    Where one micro-batch makes a step they come as activations go, and the peak is where the backward pass begins, or
+    ends: then there are all gradients, the first layer, and the embedding's gradient again where the head has it too.
+    """
+    t, during = load.trained, sum(item.size_bytes for item in step)
+    split = launch.world_size if _splits_states(launch) else 1
+    width = 2 if load.optimizer == "adamw_bf16_sr" else 4
+    size, text = width * t / split, f"t × {width} B / {split}"
+    if not (load.adapted or split > 1 or load.generated_tokens or launch.gradient_accumulation_steps > 1):
+        lines = {item.name: item.size_bytes for item in step}
+        layers = during - lines.get("layer inputs", 0) - lines.get("logits", 0)
+        first = layers if launch.activation_checkpointing else layers / load.shape.num_layers
+        embedding = width * load.shape.vocab_size * load.shape.hidden_size
+        update = UPDATE_BYTES * min(t, UPDATE) if load.optimizer == "adamw_bf16_sr" else 0
+        end = size + max(first + embedding * load.shape.tied_embeddings, update)
+        size = max(embedding, end - during)
+        text = f"of {text} what comes before activations are gone (one micro-batch a step)"
+    items = [_item("gradients", size, text)]
+    if launch.world_size > 1:
+        items.append(_communication(load, launch, width))
+    return items
+
+
+def _communication(load: Workload, launch: Launch, width: int) -> MemoryItem:
+    """PyTorch's DDP copies every gradient into buckets; DeepSpeed has one bucket, or two that take turns (stage 2)."""
+    if _splits_states(launch):
+        count = 2 if launch.strategy == "zero2" else 1
+        size, text = count * BUCKET * _width(launch), f"{count} × {BUCKET:,} × {_width(launch)} B (buckets)"
+    else:
+        size, text = width * load.trained, f"t × {width} B (buckets)"
+    if launch.device == "cuda":
+        size, text = size + NCCL_BYTES, f"{text} + {NCCL_BYTES / GIB:.1f} GiB (NCCL)"
+    return _item("communication", size, text)
+
+
+def _splits_states(launch: Launch) -> bool:
+    return launch.strategy in ("zero2", "zero3")
 
 
 def _weights(load: Workload, launch: Launch, whole: int) -> list[MemoryItem]:
@@ -110,7 +161,7 @@ def _weights(load: Workload, launch: Launch, whole: int) -> list[MemoryItem]:
                   f"({shape.quantizable_weights:,} × {NF4_BYTES:.5f} B + {dense:,} × {width} B) / {whole}"),
             _item("dequantization", largest * width, f"largest layer in 4 bits, {largest:,} × {width} B"),
         ]  # fmt: skip
-    if load.adapted or launch.strategy in ("zero2", "zero3"):
+    if load.adapted or _splits_states(launch):
         items = [_item("weights", parameters * width / whole, f"P × {width} B / {whole}, P = {parameters:,}")]
     elif load.optimizer == "adamw_bf16_sr":
         items = [_item("weights", parameters * 2, f"P × 2 B (bf16, rounded stochastically), P = {parameters:,}")]
@@ -120,7 +171,9 @@ def _weights(load: Workload, launch: Launch, whole: int) -> list[MemoryItem]:
             items.append(_item("bf16 copies", parameters * 2, "P × 2 B (autocast's copies of the weights)"))
     if whole > 1:
         layer = shape.parameters_of("attention", "mlp", "experts", "norm") // shape.num_layers
-        items.append(_item("gathered layers", 2 * layer * width, f"2 layers × {layer:,} × {width} B"))
+        live = max(2 * layer, min(parameters, LIVE))
+        text = f"{live:,} × {width} B: 2 layers of {layer:,}, or what DeepSpeed keeps for reuse (up to {LIVE:,})"
+        items.append(_item("gathered layers", live * width, text))
     return items
 
 
@@ -189,7 +242,7 @@ def host_memory(load: Workload, launch: Launch, spec: JobSpec, device_peak: int)
     GPU. On one H200 full fine-tuning of 1.2e9 parameters took 7.9 GiB, 4.6 of them these.
     """
     weights = load.shape.parameters * _width(launch)
-    if not load.adapted and load.optimizer != "adamw_bf16_sr" and launch.strategy not in ("zero2", "zero3"):
+    if not load.adapted and load.optimizer != "adamw_bf16_sr" and not _splits_states(launch):
         weights = 4 * load.shape.parameters * launch.processes_per_node
     merging = sum(item.size_bytes for item in _merging(load)) if spec.output.merged else 0
     if launch.device == "cpu":
@@ -218,7 +271,7 @@ def disk(load: Workload, launch: Launch, spec: JobSpec, outputs: Mapping[str, in
     fetched = 0 if spec.model.source.startswith("file://") else _files(load)
     weights: float = 2 if load.optimizer == "adamw_bf16_sr" else 4
     states: float = STATES.get(load.optimizer, ADAMW)[0]
-    if launch.strategy in ("zero2", "zero3"):
+    if _splits_states(launch):
         states /= launch.nodes
     if launch.strategy == "zero3":
         weights /= launch.nodes
