@@ -73,4 +73,9 @@ class Settings(BaseSettings):
     @property
     def database_url(self) -> str:
         """SQLAlchemy URL of the database."""
-        return self.database or f"sqlite:///{(self.home / 'hone.db').absolute()}"
+        return self.database or f"sqlite:///{self.database_file.absolute()}"
+
+    @property
+    def database_file(self) -> Path:
+        """Where SQLite is, unless `database` names another one."""
+        return self.home / "hone.db"

@@ -1,5 +1,6 @@
 """What is measured of a device, kept, and used by plans; what finished runs say of its speed."""
 
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,14 +10,17 @@ import pytest
 
 from hone.calibration import BadCalibration, read_calibration, write_calibration
 from hone.cli.calibrate import LEAST_MARGIN, Measured, coefficients
+from hone.cli.plan import speeds_here
 from hone.cluster import Cluster
 from hone.gpus import load_profiles
 from hone.job import Attempt, Job, Plan, Progress, State
 from hone.modelinfo import load_shape
 from hone.plan import Hardware, make_plan
 from hone.plan.coefficients import LEAST_RUNS, SHIPPED, WIDER, Coefficients, Speed, speed_of
+from hone.settings import Settings
 from hone.spec.parse import parse
 from hone.speeds import KEPT_S, LEAST_S, Speeds, speeds
+from hone.store import Store
 
 PROFILES = load_profiles()
 BARE = Hardware(profiles=PROFILES, cpu_cores=2, memory_bytes=64 << 30)
@@ -171,6 +175,23 @@ def test_runs_count_that_trained_in_one_go_for_a_while() -> None:
     assert gpu == "H100-80GB"
     assert found == Speed(low=100 * flops / 2000 / WIDER, high=100 * flops / 1000 * WIDER, runs=3)
     assert speeds(told[:2]) == {}
+
+
+def test_a_plan_of_this_machine_knows_the_runs_of_its_home(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    assert speeds_here(settings) == {} and not settings.database_file.exists()
+    with closing(Store(settings.database_url)) as records:
+        for number in range(3):
+            ended = job(1000)
+            [ran] = ended.attempts
+            records.create(replace(ended, id=f"demo-{number}", uid=str(number), state=State.RUNNING, attempts=()))
+            with records.change("default", f"demo-{number}", now=ended.create_time) as change:
+                change.add_attempt(ran)
+                change.set(progress=ended.progress)
+                change.to_state(State.SUCCEEDED, "Done.")
+    assert speeds_here(settings) == speeds([job(1000)] * 3) != {}
+    settings.database_file.write_bytes(b"no database" * 100)
+    assert speeds_here(settings) == {}
 
 
 def test_the_store_is_asked_once_in_a_while() -> None:

@@ -1,5 +1,8 @@
 """`hone plan`: whether a request fits, and exactly what would run. The answer first, then why, then the next step."""
 
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +18,13 @@ from hone.cli.environment import read_settings
 from hone.cli.failure import ExitCode
 from hone.cli.options import AsJson, Namespace, Overrides, RequestFileOrNone, Server
 from hone.cli.request import about, load
-from hone.errors import UserError
+from hone.errors import HoneError, UserError
 
 if TYPE_CHECKING:
     from hone.findings import Finding
     from hone.job import Launch, Plan
+    from hone.plan.coefficients import Speed
+    from hone.settings import Settings
     from hone.spec import JobSpec
 
 BAR_WIDTH = 24
@@ -204,8 +209,22 @@ def _planned_here(spec: "JobSpec") -> tuple["JobSpec", "Plan", str]:
     from hone.machine import look, plan_here
 
     settings = read_settings()
-    planned = plan_here(spec, look(settings.gpu_profiles, settings.calibration_path))
+    hardware = replace(look(settings.gpu_profiles, settings.calibration_path), speeds=speeds_here(settings))
+    planned = plan_here(spec, hardware)
     return planned.spec, planned.plan, planned.why_not_here
+
+
+def speeds_here(settings: "Settings") -> "Mapping[str, Speed]":
+    """What finished runs of this machine reached. A home without a database is left without; one that cannot be read
+    says nothing."""
+    if settings.database or not settings.database_file.exists():
+        return {}
+    from hone.speeds import RUNS, speeds
+    from hone.store import Store
+
+    with suppress(HoneError), closing(Store(settings.database_url)) as store:
+        return speeds(store.finished(RUNS))
+    return {}
 
 
 def _planned_by(server: str, namespace: str, spec: "JobSpec") -> tuple["JobSpec", "Plan", str]:

@@ -73,6 +73,27 @@ def activations(load: Workload, launch: Launch) -> list[MemoryItem]:
     return items
 
 
+def of_the_backward_pass(load: Workload, launch: Launch) -> MemoryItem:
+    """What the backward pass of the last layer makes before what it kept is gone, or its forward pass before all of it
+    is there: gradients at an MLP, at experts, at a norm that computes in fp32, at attention that keeps scores."""
+    shape, widths = load.shape, _Widths.of(load, launch)
+    h, tokens = shape.hidden_size, launch.micro_batch_size * load.rows_factor * load.sequence_length
+    inner = [linear.in_features for linear in _in_layers(shape.linear_layers) if linear.role == "mlp"]
+    found = [((2 * inner[-1] + 2 * h) * widths.products, "2f + 2h of an MLP")] if inner else []
+    if shape.num_experts:
+        k = _experts_of_a_token(shape, inner[-1] if inner else 0)
+        found.append((k * (2 * shape.intermediate_size + h) * widths.stream, f"{k} experts × (2f + h)"))
+    if shape.layer.norm == "rms":
+        found.append((5 * h * 4, "5h of a norm in fp32"))
+    if load.attention == "eager":
+        found.append((2 * shape.num_attention_heads * load.sequence_length * 4, "2 × heads × s of attention in fp32"))
+    if load.lora and load.lora.use_dora:
+        widest = max(linear.out_features for linear in load.targets)
+        found.append(((3 * widest + 2 * h) * widths.products, "3 × the widest output + 2h (DoRA)"))
+    size, words = max(found)
+    return _item("backward", tokens * size, f"{tokens:,} tokens × {size:,} B: {words}, for a moment")
+
+
 def _parts(load: Workload, launch: Launch, widths: _Widths) -> Iterator[_Part]:
     shape, layer = load.shape, load.shape.layer
     norms = [module for module in shape.modules if module.role == "norm" and "{}" in module.path]

@@ -6,11 +6,11 @@ kv = kv heads × head dim, f = MLP width, L = layers, V = vocabulary.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 from hone.job import Launch, MemoryItem
-from hone.plan.activations import activations
+from hone.plan.activations import activations, of_the_backward_pass
 from hone.plan.coefficients import SHIPPED, Coefficients
 from hone.plan.workload import Workload
 from hone.spec import JobSpec
@@ -28,7 +28,7 @@ BUCKET, LIVE = 50_000_000, 1_000_000_000
 """Numbers in DeepSpeed's bucket of gradients, and of gathered weights that it keeps under ZeRO-3; the trainer's
 sharding.py sets both."""
 UPDATE, UPDATE_BYTES = 1 << 23, 36
-"""Weights that adamw_bf16_sr updates at once, and what each takes in fp32 for a moment; at once, the embedding of Llama 3
+"""Weights that adamw_bf16_sr updates at once, and what each takes in fp32 for a moment. Whole, the embedding of Llama 3
 would take 9 GiB. The trainer's optimizers.py updates by it."""
 MERGE_TOKENS = 256
 """Tokens on which a merged model is held against its references."""
@@ -120,9 +120,9 @@ def _gradients(load: Workload, launch: Launch, step: list[MemoryItem]) -> list[M
     width = 2 if load.optimizer == "adamw_bf16_sr" else 4
     size, text = width * t / split, f"t × {width} B / {split}"
     if not (load.adapted or split > 1 or load.generated_tokens or launch.gradient_accumulation_steps > 1):
-        lines = {item.name: item.size_bytes for item in step}
-        layers = during - lines.get("layer inputs", 0) - lines.get("logits", 0)
+        layers = sum(item.size_bytes for item in step if item.name not in ("layer inputs", "logits", "backward"))
         first = layers if launch.activation_checkpointing else layers / load.shape.num_layers
+        first += of_the_backward_pass(load, launch).size_bytes
         embedding = width * load.shape.vocab_size * load.shape.hidden_size
         update = UPDATE_BYTES * min(t, UPDATE) if load.optimizer == "adamw_bf16_sr" else 0
         end = size + max(first + embedding * load.shape.tied_embeddings, update)
@@ -196,8 +196,9 @@ def _step(load: Workload, launch: Launch) -> list[MemoryItem]:
     shape, s, width = load.shape, load.sequence_length, _width(launch)
     rows, layers = launch.micro_batch_size * load.rows_factor, shape.num_layers
     items = activations(load, launch)
-    if not load.scores:
-        items.append(_logits(load, launch, launch.micro_batch_size))
+    logits = None if load.scores else _logits(load, launch, launch.micro_batch_size)
+    again = launch.activation_checkpointing and not _splits_states(launch)  # what ZeRO does meanwhile was not measured
+    items += _moments(items, logits, of_the_backward_pass(load, launch), again=again)
     if load.generated_tokens:
         answers = math.ceil(load.answers / launch.world_size) or rows
         kv = shape.num_key_value_heads * shape.head_dim
@@ -206,6 +207,22 @@ def _step(load: Workload, launch: Launch) -> list[MemoryItem]:
         words = 2 * 4 * answers * shape.vocab_size
         items.append(_item("generation logits", words, f"2 × {answers} answers × V × 4 B"))
     return items
+
+
+def _moments(
+    kept: list[MemoryItem], logits: MemoryItem | None, backward: MemoryItem, *, again: bool
+) -> Iterator[MemoryItem]:
+    """What comes and goes beside what is kept: logits, and later, when they are gone, the backward pass of the last
+    layer. Where layers are computed `again`, that layer comes after the logits, too, and what its frames hold is gone
+    before the backward pass. Each is what there is beyond the other."""
+    sizes = {item.name: item.size_bytes for item in kept}
+    gone = sizes.get("recomputation", 0) if again else logits.size_bytes if logits else 0
+    beyond = max(0, backward.size_bytes - gone)
+    yield _item(backward.name, beyond, f"{backward.formula}, less {gone:,} B that are gone then")
+    if logits:
+        layer = sum(sizes.values()) - sizes["layer inputs"] + beyond if again else 0
+        less = f", less {layer:,} B of the layer that is computed again when they are gone" if again else ""
+        yield _item(logits.name, max(0, logits.size_bytes - layer), logits.formula + less)
 
 
 def _logits(load: Workload, launch: Launch, batch: int) -> MemoryItem:
