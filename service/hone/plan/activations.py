@@ -79,7 +79,8 @@ def of_the_backward_pass(load: Workload, launch: Launch) -> MemoryItem:
     shape, widths = load.shape, _Widths.of(load, launch)
     h, tokens = shape.hidden_size, launch.micro_batch_size * load.rows_factor * load.sequence_length
     inner = [linear.in_features for linear in _in_layers(shape.linear_layers) if linear.role == "mlp"]
-    found = [((2 * inner[-1] + 2 * h) * widths.products, "2f + 2h of an MLP")] if inner else []
+    copies = 1 if load.lora is None and shape.layer.mlp != "gated" else 2
+    found = [((copies * inner[-1] + 2 * h) * widths.products, f"{copies}f + 2h of an MLP")] if inner else []
     if shape.num_experts:
         k = _experts_of_a_token(shape, inner[-1] if inner else 0)
         found.append((k * (2 * shape.intermediate_size + h) * widths.stream, f"{k} experts × (2f + h)"))
@@ -159,7 +160,8 @@ def _attention(load: Workload, launch: Launch, widths: _Widths) -> Iterator[_Par
             scores += heads * s * w if load.lora and not layer.softcap else 0
             yield _Part("attention mask", layers * s * w, f"s × {w} B for each token, once")
     elif drops and launch.device == "cpu":
-        size, words = 3 * q * 4, "3q in fp32"
+        copies = 3 if len(reading) > 1 or load.is_masked(launch) else 5  # values that are a view keep all three
+        size, words = copies * q * 4, f"{copies}q in fp32"
         scores = 3 * heads * s * 4
     else:
         is_masked = load.is_masked(launch)

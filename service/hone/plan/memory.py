@@ -218,7 +218,7 @@ def _moments(
     sizes = {item.name: item.size_bytes for item in kept}
     gone = sizes.get("recomputation", 0) if again else logits.size_bytes if logits else 0
     beyond = max(0, backward.size_bytes - gone)
-    yield _item(backward.name, beyond, f"{backward.formula}, less {gone:,} B that are gone then")
+    yield _item(backward.name, beyond, f"{backward.formula}{f', less {gone:,} B that are gone then' if gone else ''}")
     if logits:
         layer = sum(sizes.values()) - sizes["layer inputs"] + beyond if again else 0
         less = f", less {layer:,} B of the layer that is computed again when they are gone" if again else ""
