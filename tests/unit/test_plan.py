@@ -14,7 +14,7 @@ from hone.gpus import load_profiles
 from hone.job import Launch, Plan
 from hone.modelinfo import load_shape
 from hone.plan import Hardware, Planned, make_plan
-from hone.plan.memory import NF4_BYTES
+from hone.plan.memory import BUCKET, LIVE, NCCL_BYTES, NF4_BYTES
 from hone.spec import Training
 from hone.spec.parse import parse
 
@@ -302,6 +302,43 @@ def test_stochastic_rounding_needs_eight_bytes_a_parameter_and_lets_7b_fit_80_gb
     assert planned.plan.fits
     kept = {item.name: item.size_bytes for item in planned.plan.memory}
     assert kept["weights"] + kept["gradients"] + kept["optimizer"] == 8 * load_shape(MISTRAL).parameters
+
+
+def full(**changes: Any) -> dict[str, int]:
+    """The lines of full fine-tuning on H200s."""
+    training = {"optimizer": "adamw_bf16_sr", "micro_batch_size": 1, "gradient_accumulation_steps": 1}
+    compute = {"gpu": "H200", "gpus_per_node": 1} | changes.pop("compute", {})
+    answer = plan(compute=compute, training=training | changes).plan
+    assert answer.peak_bytes == sum(item.size_bytes for item in answer.memory)
+    return sizes(answer)
+
+
+def test_gradients_that_come_as_activations_go_are_counted_once() -> None:
+    whole = 2 * load_shape(MISTRAL).parameters
+    once, twice = full(activation_checkpointing=False), full(gradient_accumulation_steps=2)
+    assert twice["gradients"] == whole
+    assert 0 < once["gradients"] < whole
+    gone = sum(once.get(name, 0) for name in ("norms", "attention", "mlp", "head input", "logits", "backward"))
+    assert whole < once["gradients"] + gone < 1.1 * whole
+    longer = sizes(plan(
+        compute={"gpu": "H200", "gpus_per_node": 1}, method={"sft": {"max_length": 8192}},
+        training={"optimizer": "adamw_bf16_sr", "micro_batch_size": 1, "gradient_accumulation_steps": 1,
+                  "activation_checkpointing": False},
+    ).plan)  # fmt: skip
+    assert longer["gradients"] == 2 * 32_768 * 4096  # of the head, at which the backward pass begins
+
+
+def test_gradients_are_exchanged_through_buckets() -> None:
+    whole = 2 * load_shape(MISTRAL).parameters
+    assert "communication" not in full()
+    assert full(compute={"gpus_per_node": 2})["communication"] == whole + NCCL_BYTES
+    lora = {"compute": {"gpu": "H200", "gpus_per_node": 2}, "adapter": {"lora": {}}}
+    found = sizes(plan(**lora).plan)
+    assert found["communication"] == 4 * plan(**lora).plan.trainable_parameters + NCCL_BYTES
+    for strategy, count in (("zero2", 2), ("zero3", 1)):
+        compute = {"gpu": "H200", "gpus_per_node": 2, "strategy": strategy}
+        assert sizes(plan(compute=compute).plan)["communication"] == count * BUCKET * 2 + NCCL_BYTES
+    assert sizes(plan(compute=compute).plan)["gathered layers"] == 2 * LIVE
 
 
 def test_weights_that_train_in_fp32_are_converted_in_the_host_memory_of_each_process() -> None:
