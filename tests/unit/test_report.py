@@ -73,7 +73,7 @@ def test_the_page_says_first_what_changed_and_holds_all_that_a_run_told() -> Non
     assert "evaluation loss 5.5 → 5.25" in text
     assert "training loss, first and last tenth 4 → 1.333" in text
     assert "steps 3 of 3" in text
-    assert re.search(r"B200, allocated \S+ GiB – B200, reserved \S+ GiB – host, a process \S+ GiB 3.0 GiB", text)
+    assert re.search(r"H200, allocated \S+ GiB – H200, reserved \S+ GiB – host, a process \S+ GiB 3.0 GiB", text)
     assert "up to 32 6" in text
     assert "adapter/ file:///a" in text
     assert "torch 2.13.0" in text
