@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from hmac import compare_digest
 from typing import Any
 from uuid import uuid4
@@ -23,8 +24,8 @@ from hone.findings import Finding, not_checked, of_error, ok, plan_finding
 from hone.job import TRANSITIONS, Attempt, Checkpoint, Event, EventType, Job, MetricSeries, Output, Point, State
 from hone.paging import JobPage
 from hone.plan import Planned
-from hone.plan.continued import continued
-from hone.references import adapter, base, named, places, references, waits_for
+from hone.plan.continued import continued, plan_on_4_bits
+from hone.references import adapter, base, merges_on_4_bits, named, places, references, waits_for
 from hone.run import Run
 from hone.spec import JobSpec
 from hone.spec.combinations import refuse_unserved
@@ -286,22 +287,22 @@ class Jobs:
 
     def _planned(self, namespace: str, spec: JobSpec) -> Planned:
         """The plan; a model that another job leaves, or has yet to leave, has the shape of the one it started from."""
-        exact = named(spec, lambda job: self.get(namespace, job))
+        find = partial(self._store.find, namespace)
+        exact, planner = named(spec, lambda job: self.get(namespace, job)), self._planner
         source = exact.model.source
-        start = base(source, lambda job: self._store.find(namespace, job))
+        start = base(source, find)
+        if merges_on_4_bits(exact, find):
+            planner = partial(plan_on_4_bits, planner)
         if start == source:
-            return self._planner(exact)
-        if own := adapter(source, lambda job: self._store.find(namespace, job)):
+            return planner(exact)
+        if own := adapter(source, find):
             exact = continued(exact, own)
-        planned = self._planner(with_sources(exact, {source: start}))
+        planned = planner(with_sources(exact, {source: start}))
         return replace(planned, spec=with_sources(planned.spec, {start: source}))
 
     def _inputs(self, namespace: str, spec: JobSpec, found: MutableSequence[Finding]) -> Mapping[str, str]:
         """Where the outputs of other jobs lie that a request names; none while one has yet to end."""
-
-        def find(job: str) -> Job | None:
-            return self._store.find(namespace, job)
-
+        find = partial(self._store.find, namespace)
         if not (named := references(spec)):
             return {}
         if waiting := waits_for(spec, find):

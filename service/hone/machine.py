@@ -26,7 +26,7 @@ from hone.modelinfo import (
 )
 from hone.plan import Hardware, Planned, make_plan
 from hone.plan.coefficients import Speed
-from hone.plan.continued import continued, lora_of
+from hone.plan.continued import continued, lora_of, plan_on_4_bits
 from hone.remembered import Remembered
 from hone.spec import JobSpec
 from hone.storage import join_path, open_store
@@ -106,7 +106,10 @@ class Planner:
     def __call__(self, spec: JobSpec) -> Planned:
         """The plan. Raises InvalidRequest."""
         shape, adapter = _shape_and_adapter(spec.model.source, self._look)
-        return self._plan(_continued(spec, adapter) if adapter else spec, shape, self._speeds())
+        speeds = self._speeds()
+        if _is_merged_on_4_bits(spec, self._look):
+            return plan_on_4_bits(lambda changed: self._plan(changed, shape, speeds), spec)
+        return self._plan(_continued(spec, adapter) if adapter else spec, shape, speeds)
 
     def _look(self, source: str) -> "ModelShape | SavedAdapter":
         now = int(time.monotonic())
@@ -119,7 +122,20 @@ def plan_here(spec: JobSpec, hardware: Hardware) -> Planned:
     Raises InvalidRequest, also for a model whose shape nothing here tells.
     """
     shape, adapter = _shape_and_adapter(spec.model.source, _model_here)
+    if _is_merged_on_4_bits(spec, _model_here):
+        return plan_on_4_bits(lambda changed: make_plan(changed, shape, hardware), spec)
     return make_plan(_continued(spec, adapter) if adapter else spec, shape, hardware)
+
+
+def _is_merged_on_4_bits(spec: JobSpec, look: Callable[[str], ModelShape | SavedAdapter]) -> bool:
+    """Whether adapters that are merged say that their base was in 4 bits. What cannot be read here says nothing."""
+    for part in spec.method.merge.adapters if spec.method.merge else ():
+        if part.source.startswith(("file://", "s3://")):
+            with suppress(InvalidRequest):
+                found = look(part.source)
+                if isinstance(found, SavedAdapter) and found.identity.get("quantization"):
+                    return True
+    return False
 
 
 def _shape_and_adapter(

@@ -70,6 +70,13 @@ def adapter(source: str, find: Find) -> Lora | None:
     return job.resolved_spec.adapter.lora if job and job.resolved_spec.adapter else None
 
 
+def merges_on_4_bits(spec: JobSpec, find: Find) -> bool:
+    """Whether a job whose adapter is merged trained it on a base in 4 bits."""
+    parts = spec.method.merge.adapters if spec.method.merge else ()
+    jobs = (find(_read(part.source).job) for part in parts if part.source.startswith("job://"))
+    return any(job is not None and job.resolved_spec.quantization for job in jobs)
+
+
 def waits_for(spec: JobSpec, find: Find) -> str:
     """Which job has to end first, as a sentence; empty where every output is there. Raises UserError where one will
     never be."""

@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
     "{% else %}{{ message['role'][0] | upper }}:{{ message['content'] }};{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}A:{% endif %}"
 )
-GOLDEN = Path(__file__).parent.parent / "golden" / "sft_losses.json"
+GOLDEN = Path(__file__).parent.parent / "golden" / "losses.json"
 
 
 def make_tokenizer() -> Any:
@@ -214,8 +214,11 @@ def make_attempt(tmp_path: Path, tiny_model: Path, rows_file: Path) -> MakeAttem
     return make
 
 
+Golden = Callable[[str, Sequence[float]], None]
+
+
 @pytest.fixture
-def golden(request: pytest.FixtureRequest) -> Iterator[Callable[[str, Sequence[float]], None]]:
+def golden(request: pytest.FixtureRequest) -> Iterator[Golden]:
     """Compares losses with the stored ones, step by step; with --update-golden it stores them."""
     stored: dict[str, list[float]] = json.loads(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.exists() else {}
 

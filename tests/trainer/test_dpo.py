@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from hone.spec.enumerations import DPO_LOSSES
 
-from .conftest import Attempt, MakeAttempt, RunHere, make_model, merge, preferences, write_rows
+from .conftest import Attempt, Golden, MakeAttempt, RunHere, make_model, merge, preferences, write_rows
 
 FULL = {"adapter": None, "training": {"learning_rate": 1e-3}}
 EVAL = {"dataset": {"eval_fraction": 0.25}, "training": {"eval": {"at_start": True}}}
@@ -46,6 +46,11 @@ AT_THE_START = {
     "full once": {**FULL, **ONCE},
     "qlora": {"quantization": "nf4"},
 }
+
+
+@pytest.mark.parametrize("name", ["lora", "full", "qlora"])
+def test_losses_are_golden(dpo: RunDpo, golden: Golden, name: str) -> None:
+    golden(f"dpo {name}", dpo(AT_THE_START[name]).losses())
 
 
 @pytest.mark.parametrize("changes", AT_THE_START.values(), ids=AT_THE_START)

@@ -15,7 +15,7 @@ from hone.plan import Hardware
 from hone.run import TrainerExit
 from hone_trainer.failure import RunFailed
 
-from .conftest import Attempt, MakeAttempt, RunHere, make_model, make_tokenizer, merge, preferences, write_rows
+from .conftest import Attempt, Golden, MakeAttempt, RunHere, make_model, make_tokenizer, merge, preferences, write_rows
 
 FULL = {"adapter": None, "training": {"learning_rate": 1e-3}}
 EVAL = {"dataset": {"eval_fraction": 0.25}, "training": {"eval": {"at_start": True}}}
@@ -95,6 +95,14 @@ def base(request: pytest.FixtureRequest, tiny_model: Path, encoder: Path, tmp_pa
     if request.param in ("decoder", "distilbert"):
         return tiny_model if request.param == "decoder" else encoder
     return make_encoder(tmp_path / request.param, request.param)
+
+
+WEIGHTS = {"lora": {}, "full": {"adapter": None, "training": {"learning_rate": 1e-3}}, "qlora": {"quantization": "nf4"}}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_losses_are_golden(reward: RunReward, golden: Golden, name: str) -> None:
+    golden(f"reward {name}", reward(WEIGHTS[name]).losses())
 
 
 def test_an_adapter_carries_its_head_and_loads_in_plain_peft(reward: RunReward, base: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ import torch
 from hone.run import TrainerExit
 from hone_trainer.failure import RunFailed
 
-from .conftest import Attempt, MakeAttempt, RunHere, make_model, reversals, write_rows
+from .conftest import Attempt, Golden, MakeAttempt, RunHere, make_model, reversals, write_rows
 
 POISON, POISONED_TOKEN = "v", 88
 """A letter that is in no other row, and its token."""
-Golden = Callable[[str, Sequence[float]], None]
 FULL = {"adapter": None, "training": {"learning_rate": 1e-3}}
 PACKED = {"method": {"sft": {"packing": True, "max_length": 128}}}
 EVAL = {"dataset": {"eval_fraction": 0.25}, "training": {"eval": {"at_start": True}}}
@@ -32,7 +30,7 @@ def evals(attempt: Attempt) -> list[tuple[int | None, float]]:
 def test_losses_are_golden(
     make_attempt: MakeAttempt, run_here: RunHere, golden: Golden, name: str, changes: dict[str, Any]
 ) -> None:
-    golden(name, run_here(make_attempt(changes)).losses())
+    golden(f"sft {name}", run_here(make_attempt(changes)).losses())
 
 
 def test_two_runs_of_one_seed_are_bitwise_equal_and_another_seed_is_not(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hone.errors import InvalidRequest
-from hone.machine import plan_here
+from hone.machine import Planner, plan_here
 from hone.modelinfo import BadConfig, SavedAdapter
 from hone.plan import Hardware
 from hone.plan.continued import continued, lora_of
@@ -99,3 +99,22 @@ def test_merge_wants_the_base_as_its_model() -> None:
     )
     with pytest.raises(InvalidRequest, match=r"name the adapter under method\.merge\.adapters"):
         continued(merge, lora_of(adapter()))
+
+
+@pytest.mark.parametrize(("quantization", "bases"), [("nf4", 2), ("", 1), (None, 1)])
+def test_a_merge_of_adapters_of_a_base_in_4_bits_needs_memory_for_that_base_too(
+    tmp_path: Path, quantization: str | None, bases: int
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]})
+    )
+    if quantization is not None:
+        (tmp_path / "hone_base.json").write_text(json.dumps({"quantization": quantization}))
+    adapters = [{"source": f"{tmp_path.as_uri()}"}, {"source": "hf://o/adapter"}]
+    model = {"source": "hf://mistralai/Mistral-7B-v0.3"}
+    merge = parse({"name": "m", "model": model, "method": {"merge": {"adapters": adapters}}})
+    hardware = Hardware(profiles={}, cpu_cores=2, memory_bytes=128 << 30)
+    planned, planner = plan_here(merge, hardware), Planner(hardware)(merge)
+    assert planned == planner and planned.spec.quantization is None
+    sizes = {item.name: item.size_bytes for item in planned.plan.memory}
+    assert sizes["weights"] + sizes.get("base", 0) == bases * 4 * 7_248_023_552

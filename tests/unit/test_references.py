@@ -50,6 +50,18 @@ def test_a_job_that_goes_on_from_an_adapter_has_its_settings(
         house.jobs.create("default", following(make_spec, start, adapter={"lora": {"rank": 8}}))
 
 
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_a_merge_of_a_job_s_adapter_knows_whether_its_base_was_in_4_bits(
+    cluster: tuple[House, Cluster], make_spec: MakeSpec, quantization: str | None
+) -> None:
+    house, _ = cluster
+    first = house.jobs.create("default", make_spec(adapter={"lora": {}}, quantization=quantization))
+    merge = {"merge": {"adapters": [{"source": f"job://{first.id}"}]}}
+    second = house.jobs.create("default", make_spec(name="both", adapter=None, dataset=None, method=merge))
+    assert second.resolved_spec.quantization is None
+    assert ("base" in {item.name for item in second.plan.memory}) == bool(quantization)
+
+
 def test_an_adapter_on_another_job_s_model_brings_that_too(
     cluster: tuple[House, Cluster], make_spec: MakeSpec, tmp_path: Path
 ) -> None:

@@ -1,12 +1,17 @@
 """A request that goes on from a saved adapter: its settings are the adapter's, and what contradicts them is refused.
+And one that merges adapters, whose base is loaded as it was when they were trained.
 
 Called by machine.py and jobs.py before such a request is planned, and by the trainer, which compares. Pure.
 """
+
+from collections.abc import Callable
+from dataclasses import replace
 
 from pydantic import ValidationError
 
 from hone.errors import InvalidRequest, Violation
 from hone.modelinfo import BadConfig, SavedAdapter
+from hone.plan import Planned
 from hone.spec import Adapter, JobSpec, Lora
 from hone.spec.combinations import violations
 
@@ -31,6 +36,13 @@ def continued(spec: JobSpec, own: Lora) -> JobSpec:
     if broken := violations(found):
         raise InvalidRequest(broken)
     return found
+
+
+def plan_on_4_bits(planner: Callable[[JobSpec], Planned], spec: JobSpec) -> Planned:
+    """The plan of a merge of adapters that were trained on a base in 4 bits, which is loaded so once more. The request
+    itself cannot say it: the adapters do."""
+    planned = planner(spec.model_copy(update={"quantization": "nf4"}))
+    return replace(planned, spec=planned.spec.model_copy(update={"quantization": None}))
 
 
 def contradictions(asked: Lora, own: Lora) -> list[Violation]:
