@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from hone.spec import JobSpec
 from hone.spec.document import fields
 from hone.spec.part import Part
+from hone.spec.sources import bucket_and_prefix
 
 
 def minimal(**changes: object) -> dict[str, object]:
@@ -85,3 +86,20 @@ def test_parts_refuse_unknown_fields_everywhere() -> None:
         pending += part.__subclasses__()
     assert len(seen) > 20
     assert all(part.model_config["extra"] == "forbid" and part.model_config["frozen"] for part in seen)
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ("s3://b/data/", ("b", "data")),
+        ("s3://b/data/rows.jsonl", ("b", "data/rows.jsonl")),
+        ("s3://b/data/part-*.jsonl", ("b", "data")),
+        ("s3://b/data/part-?.jsonl", ("b", "data")),
+        ("s3://b/data/part-[01].jsonl", ("b", "data")),
+        ("s3://b/*.jsonl", ("b", "")),
+    ],
+)
+def test_the_objects_of_an_s3_source_begin_with_its_key_or_with_the_folder_of_its_pattern(
+    source: str, place: tuple[str, str]
+) -> None:
+    assert bucket_and_prefix(source) == place

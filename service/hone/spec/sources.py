@@ -1,5 +1,6 @@
 """Where a request names inputs: every source in it, with its path."""
 
+import glob
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt")
 def bucket_and_prefix(source: str) -> tuple[str, str]:
     """Of an s3:// source: its bucket, and what all of its objects begin with; of a pattern that is its folder."""
     bucket, _, key = source.removeprefix("s3://").partition("/")
-    return bucket, key.rpartition("/")[0] if "*" in key else key.rstrip("/")
+    directory, _, name = key.rpartition("/")
+    return bucket, directory if glob.has_magic(name) else key.rstrip("/")
 
 
 def sources(spec: JobSpec, *, scheme: str = "") -> Iterator[tuple[str, str]]:
