@@ -408,6 +408,8 @@ class Step:
 
     def _resume_points(self, attempt: Attempt) -> Sequence[ResumePoint]:
         """The same whenever it is asked: what the attempt itself says later of earlier ones is left out."""
+        if attempt.number == 1:
+            return ()
         told = self.world.store.checkpoint_events(self.job)
         return resume_points(checkpoints(event for event in told if event.attempt < attempt.number))
 

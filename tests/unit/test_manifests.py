@@ -8,18 +8,21 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
+from tests.unit.test_convert import part_values, valid
 
 from hone.checkpoints import MAX_RESUME_POINTS
 from hone.cluster import Cluster, parse_cluster
 from hone.errors import InvalidRequest
 from hone.manifests import applied_run, names, refuse, render_job, render_tenant, to_yaml
+from hone.manifests.job import MOST_YAML, REST_BYTES
 from hone.manifests.resources import cores, size
 from hone.modelinfo import load_shape
 from hone.plan import Planned, make_plan
 from hone.run import FAILURE_CLASSES, RETRIED_CLASSES, ResumePoint, Run, TrainerExit, spec_hash
+from hone.spec import JobSpec
 from hone.spec.parse import parse
 from hone.spec.part import Label
 from hone.spec.words import Key
@@ -386,6 +389,19 @@ def test_a_request_that_is_taken_leaves_room_for_the_checkpoints_of_later_attemp
     points = tuple(ResumePoint(step=999_999, place=place, sha256="0" * 64) for place in places)
     run = managed_run(plan, cluster, job="x" * 50, attempt=999, resume=points)
     assert render_job(run, plan.plan, cluster, managed=True)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.data())
+def test_a_request_that_is_not_written_out_to_be_checked_is_short_enough(data: st.DataObject) -> None:
+    spec = data.draw(part_values(JobSpec).map(valid).filter(lambda found: found is not None))
+    point = ResumePoint(step=999_999, place="attempt-999/claim-999/checkpoints/step-999999", sha256="f" * 64)
+    plan = planned(request(), parse_cluster(PLAIN)).plan
+    run = Run(
+        namespace="x" * 63, job="x" * 50, attempt=999, nonce="x" * 50, spec=spec, launch=plan.launch,
+        store="s3://" + "x" * 63, inputs={}, resume=(point,) * MAX_RESUME_POINTS,
+    )  # fmt: skip
+    assert len(run.to_yaml().encode()) <= MOST_YAML * len(spec.model_dump_json().encode()) + REST_BYTES
 
 
 def test_names_fit_host_names_up_to_the_longest_id_and_many_attempts() -> None:

@@ -20,6 +20,9 @@ from hone.spec.sources import sources
 _NO_JOBS = "a manifest is applied where no service knows other jobs: name the output's own address (hone get JOB)."
 MAX_HOST_NAME = 63
 """Characters in the host name of a pod: the Job's name, a hyphen, the number of the node."""
+MOST_YAML, REST_BYTES = 10, 8 * 1024
+"""A request as YAML has at most so many bytes for one of its JSON (lists of digits, each on an indented line); and what
+stands beside it in the annotation has at most so many, with all the checkpoints that it may go on from."""
 
 
 def render_job(run: Run, plan: Plan, cluster: Cluster, *, managed: bool) -> dict[str, Any]:
@@ -54,6 +57,13 @@ def render_job(run: Run, plan: Plan, cluster: Cluster, *, managed: bool) -> dict
             ),
         },
     }
+
+
+def check(run: Run, plan: Plan, *, managed: bool) -> None:
+    """What render_job would raise. A short request is not written as YAML for it, which takes longer than the rest."""
+    _check_name(job_name(run, managed=managed), plan.launch.nodes)
+    if MOST_YAML * len(run.spec.model_dump_json().encode()) + REST_BYTES > names.MAX_SPEC_BYTES:
+        _check_size(run, run.to_yaml())
 
 
 def applied_run(planned: Planned, cluster: Cluster, *, namespace: str) -> Run:

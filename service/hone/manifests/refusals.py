@@ -9,7 +9,7 @@ from hone.checkpoints import MAX_RESUME_POINTS
 from hone.cluster import Cluster
 from hone.errors import InvalidRequest, Violation
 from hone.job import Plan
-from hone.manifests.job import render_job
+from hone.manifests.job import check
 from hone.run import ResumePoint, Run
 from hone.spec import JobSpec
 from hone.spec.rewards import forbidden_functions
@@ -38,7 +38,7 @@ def refuse(spec: JobSpec, plan: Plan, cluster: Cluster) -> None:
         resume=(_POINT,) * MAX_RESUME_POINTS,
     )
     try:
-        render_job(longest, plan, cluster, managed=True)
+        check(longest, plan, managed=True)
     except InvalidRequest as error:
         found += error.violations
     if found:

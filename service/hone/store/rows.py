@@ -117,9 +117,14 @@ def _failure(failure: Failure) -> str:
     return _dump(Failure, replace(failure, message=writable(failure.message), log_tail=lines))
 
 
-def to_job(row: Row[Any], attempts: tuple[Attempt, ...]) -> Job:
-    """A job out of its row and its attempts."""
-    requested, resolved, plan = _fixed_parts(row.requested_spec, row.resolved_spec, row.plan)
+def to_job(row: Row[Any], attempts: tuple[Attempt, ...], *, like: Job | None = None) -> Job:
+    """A job out of its row and its attempts; what never changes is taken from an earlier version of it, where one is
+    at hand."""
+    requested, resolved, plan = (
+        (like.requested_spec, like.resolved_spec, like.plan)
+        if like
+        else _fixed_parts(row.requested_spec, row.resolved_spec, row.plan)
+    )
     return Job(
         namespace=row.namespace,
         id=row.id,

@@ -158,7 +158,7 @@ class Store:
             if row is None:
                 raise _no_job(namespace, job_id)
             found = connection.execute(_ATTEMPTS, {"b_uid": row.uid}).all()
-            job = to_job(row, tuple(to_attempt(attempt) for attempt in found))
+            job = to_job(row, tuple(to_attempt(attempt) for attempt in found), like=self._kept.get(row.uid))
             change = Change(job, last_seqs={attempt.number: attempt.last_seq for attempt in found}, now=now)
             yield change
             if change.is_needed:
