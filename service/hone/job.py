@@ -273,6 +273,11 @@ class Launch:
         return self.nodes * self.processes_per_node
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether processes share optimizer states and gradients, and under ZeRO-3 weights too."""
+        return self.strategy in ("zero2", "zero3")
+
+    @property
     def global_batch_size(self) -> int:
         """Rows in one optimizer step."""
         return self.micro_batch_size * self.gradient_accumulation_steps * self.world_size

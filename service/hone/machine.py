@@ -31,6 +31,8 @@ from hone.remembered import Remembered
 from hone.spec import JobSpec
 from hone.storage import join_path, open_store
 
+Look = Callable[[str], ModelShape | SavedAdapter]
+"""What lies at a model's source."""
 BF16_COMPUTE_CAPABILITY = 8.0
 """Ampere is the first generation with bf16 tensor cores."""
 
@@ -105,11 +107,7 @@ class Planner:
 
     def __call__(self, spec: JobSpec) -> Planned:
         """The plan. Raises InvalidRequest."""
-        shape, adapter = _shape_and_adapter(spec.model.source, self._look)
-        speeds = self._speeds()
-        if _is_merged_on_4_bits(spec, self._look):
-            return plan_on_4_bits(lambda changed: self._plan(changed, shape, speeds), spec)
-        return self._plan(_continued(spec, adapter) if adapter else spec, shape, speeds)
+        return _planned(spec, self._look, lambda exact, shape: self._plan(exact, shape, self._speeds()))
 
     def _look(self, source: str) -> "ModelShape | SavedAdapter":
         now = int(time.monotonic())
@@ -121,13 +119,18 @@ def plan_here(spec: JobSpec, hardware: Hardware) -> Planned:
 
     Raises InvalidRequest, also for a model whose shape nothing here tells.
     """
-    shape, adapter = _shape_and_adapter(spec.model.source, _model_here)
-    if _is_merged_on_4_bits(spec, _model_here):
-        return plan_on_4_bits(lambda changed: make_plan(changed, shape, hardware), spec)
-    return make_plan(_continued(spec, adapter) if adapter else spec, shape, hardware)
+    return _planned(spec, _model_here, lambda exact, shape: make_plan(exact, shape, hardware))
 
 
-def _is_merged_on_4_bits(spec: JobSpec, look: Callable[[str], ModelShape | SavedAdapter]) -> bool:
+def _planned(spec: JobSpec, look: Look, plan: Callable[[JobSpec, ModelShape], Planned]) -> Planned:
+    """By `plan`, of the base where the source is an adapter, and as adapters say that the base was loaded."""
+    shape, adapter = _shape_and_adapter(spec.model.source, look)
+    if _is_merged_on_4_bits(spec, look):
+        return plan_on_4_bits(lambda exact: plan(exact, shape), spec)
+    return plan(_continued(spec, adapter) if adapter else spec, shape)
+
+
+def _is_merged_on_4_bits(spec: JobSpec, look: Look) -> bool:
     """Whether adapters that are merged say that their base was in 4 bits. What cannot be read here says nothing."""
     for part in spec.method.merge.adapters if spec.method.merge else ():
         if part.source.startswith(("file://", "s3://")):
@@ -138,9 +141,7 @@ def _is_merged_on_4_bits(spec: JobSpec, look: Callable[[str], ModelShape | Saved
     return False
 
 
-def _shape_and_adapter(
-    source: str, look: Callable[[str], ModelShape | SavedAdapter]
-) -> tuple[ModelShape, SavedAdapter | None]:
+def _shape_and_adapter(source: str, look: Look) -> tuple[ModelShape, SavedAdapter | None]:
     """The shape to plan with, which is the base's where the source is an adapter."""
     found = look(source)
     if not isinstance(found, SavedAdapter):

@@ -6,6 +6,7 @@ GRID of them for the figures in docs/planning.md.
 """
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -210,8 +211,9 @@ def check_states(case: Case, held: Held, lines: dict[str, int]) -> None:
         assert held.weights == lines["weights"]
     if case.adapter != "full":
         assert held.adapter == lines["adapter"]
-        assert held.gradients == lines["gradients"]  # else they come as activations go, which the peak is about
-    assert held.gradients == held.adapter and held.states == lines["optimizer"]
+    # Gradients of all weights come as activations go, which the peak is about; in the end they are as large as these.
+    assert held.gradients == lines["gradients" if case.adapter != "full" else "weights"]
+    assert held.states == lines["optimizer"]
 
 
 def ratio(case: Case, held: Held, lines: dict[str, int]) -> float:
@@ -244,6 +246,11 @@ def test_what_a_step_holds_is_what_was_planned(measure: Measure, case: Case) -> 
     assert 0.95 <= ratio(case, held, lines) <= 1.10
 
 
+def show(line: str) -> None:
+    """In the output of `make learn`, whose figures stand in docs/planning.md."""
+    sys.stdout.write(f"{line}\n")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_grid_is_planned_as_it_is_held(measure: Measure) -> None:
@@ -254,11 +261,11 @@ def test_the_grid_is_planned_as_it_is_held(measure: Measure) -> None:
         check_states(case, held, lines)
         saved.append(ratio(case, held, lines))
         peaks.append(ratio_of_peak(case, held, lines))
-        print(f"{number:4} {case!s:90} {held.activations:9,} B, planned {saved[-1]:.3f}, peak {peaks[-1]:.3f}")  # noqa: T201
-    for name, ratios in (("saved", saved), ("peaks", peaks)):
+        show(f"{number:4} {case!s:90} {held.activations:9,} B, planned {saved[-1]:.3f}, peak {peaks[-1]:.3f}")
+    for name, ratios, least in (("saved", saved, 0.9), ("peaks", peaks, 0.85)):
         near, low = (sum(0.9 <= r <= 1.1 for r in ratios) / GRID, sum(r < 0.95 for r in ratios))
-        print(f"{name}: {near:.1%} within 10 %, {low} below 0.95, from {min(ratios):.3f} to {max(ratios):.3f}")  # noqa: T201
-        assert near >= 0.85
+        show(f"{name}: {near:.1%} within 10 %, {low} below 0.95, from {min(ratios):.3f} to {max(ratios):.3f}")
+        assert near >= least
         assert low <= 0.02 * GRID
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hone.plan.memory import UPDATE, UPDATE_BYTES
+from hone.plan.memory import UPDATE_BYTES, UPDATED_AT_ONCE
 from hone_trainer import optimizers
-from hone_trainer.optimizers import _NAMES, StochasticAdamW, round_stochastically
+from hone_trainer.optimizers import StochasticAdamW, round_stochastically, transformers_name
 
 from .conftest import Attempt, MakeAttempt, RunHere, make_model
 from .held import Tracker
@@ -60,16 +60,24 @@ def momentary(optimizer: torch.optim.Optimizer) -> int:
     return tracker.peak
 
 
-def test_an_update_takes_no_more_than_planned_where_foreach_takes_as_much_as_the_weights() -> None:
+def test_an_update_takes_no_more_than_planned_where_foreach_takes_as_much_as_the_weights(
+    make_attempt: MakeAttempt,
+) -> None:
+    run = make_attempt(FULL).run
     count = 4 * 1024 * 1024
     weights = [torch.nn.Parameter(torch.ones(count // 4)) for _ in range(4)]
     for weight in weights:
         weight.grad = torch.ones_like(weight)
     assert momentary(torch.optim.AdamW(weights, foreach=True)) >= 4 * count
-    assert _NAMES["adamw"] == "adamw_torch_fused" and momentary(torch.optim.AdamW(weights, fused=True)) < 1000
-    halves = torch.nn.Parameter(torch.ones(2 * UPDATE + 1, dtype=torch.bfloat16))
+    assert transformers_name(run.spec, run.launch) == "adamw_torch_fused"
+    assert momentary(torch.optim.AdamW(weights, fused=True)) < 1000
+    halves = torch.nn.Parameter(torch.ones(2 * UPDATED_AT_ONCE + 1, dtype=torch.bfloat16))
     halves.grad = torch.ones_like(halves)
-    assert 0.5 * UPDATE_BYTES * UPDATE < momentary(StochasticAdamW([halves], lr=1e-3)) <= UPDATE_BYTES * UPDATE
+    assert (
+        0.5 * UPDATE_BYTES * UPDATED_AT_ONCE
+        < momentary(StochasticAdamW([halves], lr=1e-3))
+        <= UPDATE_BYTES * UPDATED_AT_ONCE
+    )
 
 
 def test_updates_that_plain_bf16_loses_are_kept_on_average() -> None:
@@ -84,9 +92,9 @@ def test_updates_that_plain_bf16_loses_are_kept_on_average() -> None:
     assert float(steps(torch.bfloat16, 100).double().mean()) == pytest.approx(float(exact.mean()), abs=1e-4)
 
 
-@pytest.mark.parametrize("part", [optimizers.UPDATE, 7], ids=["whole", "parts"])
+@pytest.mark.parametrize("part", [optimizers.UPDATED_AT_ONCE, 7], ids=["whole", "parts"])
 def test_in_fp32_it_is_adamw(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizers, "UPDATE", part)
+    monkeypatch.setattr(optimizers, "UPDATED_AT_ONCE", part)
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 50)) for _ in range(2))
     settings: dict[str, Any] = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}

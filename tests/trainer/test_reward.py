@@ -97,7 +97,7 @@ def base(request: pytest.FixtureRequest, tiny_model: Path, encoder: Path, tmp_pa
     return make_encoder(tmp_path / request.param, request.param)
 
 
-WEIGHTS = {"lora": {}, "full": {"adapter": None, "training": {"learning_rate": 1e-3}}, "qlora": {"quantization": "nf4"}}
+WEIGHTS = {"lora": {}, "full": FULL, "qlora": {"quantization": "nf4"}}
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

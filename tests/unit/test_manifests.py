@@ -18,6 +18,7 @@ from hone.cluster import Cluster, parse_cluster
 from hone.errors import InvalidRequest
 from hone.manifests import applied_run, names, refuse, render_job, render_tenant, to_yaml
 from hone.manifests.job import MOST_YAML, REST_BYTES
+from hone.manifests.refusals import longest_run
 from hone.manifests.resources import cores, size
 from hone.modelinfo import load_shape
 from hone.plan import Planned, make_plan
@@ -395,12 +396,8 @@ def test_a_request_that_is_taken_leaves_room_for_the_checkpoints_of_later_attemp
 @given(st.data())
 def test_a_request_that_is_not_written_out_to_be_checked_is_short_enough(data: st.DataObject) -> None:
     spec = data.draw(part_values(JobSpec).map(valid).filter(lambda found: found is not None))
-    point = ResumePoint(step=999_999, place="attempt-999/claim-999/checkpoints/step-999999", sha256="f" * 64)
-    plan = planned(request(), parse_cluster(PLAIN)).plan
-    run = Run(
-        namespace="x" * 63, job="x" * 50, attempt=999, nonce="x" * 50, spec=spec, launch=plan.launch,
-        store="s3://" + "x" * 63, inputs={}, resume=(point,) * MAX_RESUME_POINTS,
-    )  # fmt: skip
+    cluster = parse_cluster(PLAIN)
+    run = longest_run(spec, planned(request(), cluster).plan, cluster)
     assert len(run.to_yaml().encode()) <= MOST_YAML * len(spec.model_dump_json().encode()) + REST_BYTES
 
 

@@ -14,7 +14,7 @@ from hone.gpus import load_profiles
 from hone.job import Launch, Plan
 from hone.modelinfo import load_shape
 from hone.plan import Hardware, Planned, make_plan
-from hone.plan.memory import BUCKET, LIVE, NCCL_BYTES, NF4_BYTES
+from hone.plan.memory import MAX_LIVE_PARAMETERS, NCCL_BYTES, NF4_BYTES, REDUCE_BUCKET_SIZE
 from hone.spec import Training
 from hone.spec.parse import parse
 
@@ -337,8 +337,8 @@ def test_gradients_are_exchanged_through_buckets() -> None:
     assert found["communication"] == 4 * plan(**lora).plan.trainable_parameters + NCCL_BYTES
     for strategy, count in (("zero2", 2), ("zero3", 1)):
         compute = {"gpu": "H200", "gpus_per_node": 2, "strategy": strategy}
-        assert sizes(plan(compute=compute).plan)["communication"] == count * BUCKET * 2 + NCCL_BYTES
-    assert sizes(plan(compute=compute).plan)["gathered layers"] == 2 * LIVE
+        assert sizes(plan(compute=compute).plan)["communication"] == count * REDUCE_BUCKET_SIZE * 2 + NCCL_BYTES
+    assert sizes(plan(compute=compute).plan)["gathered layers"] == 2 * MAX_LIVE_PARAMETERS
 
 
 def test_weights_that_train_in_fp32_are_converted_in_the_host_memory_of_each_process() -> None:

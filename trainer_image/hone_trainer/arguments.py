@@ -50,7 +50,7 @@ def training_arguments(config: Any, context: RunContext, *, has_evaluation: bool
         eval_steps=training.eval.steps if evaluates else None,
         save_strategy="steps" if training.checkpoint.steps else "no",
         save_steps=training.checkpoint.steps or 1,
-        deepspeed=sharding.configuration(launch) if sharding.is_sharded(launch) else None,
+        deepspeed=sharding.configuration(launch) if launch.is_sharded else None,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=launch.device == "cuda",

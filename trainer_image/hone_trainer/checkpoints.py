@@ -65,7 +65,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         # Machines share no files. What is small the first rank writes for all; what is not, each node sends itself.
         parts = gather_object([(_own_files(folder, context.rank), self._watch.tokens_seen)])
         is_share = context.leads_node and not context.is_main
-        shares = gather_object([_share(folder) if is_share else ()]) if sharding.is_sharded(context.run.launch) else []
+        shares = gather_object([_share(folder) if is_share else ()]) if context.run.launch.is_sharded else []
         if context.is_main:
             for files, _ in parts:
                 for name, data in files.items():

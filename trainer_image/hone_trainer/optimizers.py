@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hone.job import Launch
-from hone.plan.memory import UPDATE
+from hone.plan.memory import UPDATED_AT_ONCE
 from hone.spec import JobSpec
 
 _NAMES = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
@@ -92,7 +92,7 @@ class StochasticAdamW(torch.optim.Optimizer):
         whole = (parameter.data, parameter.grad, state["mean"], state["square"])
         parts = [whole]
         if all(tensor.is_contiguous() for tensor in whole):
-            parts = list(zip(*(tensor.view(-1).split(UPDATE) for tensor in whole), strict=True))
+            parts = list(zip(*(tensor.view(-1).split(UPDATED_AT_ONCE) for tensor in whole), strict=True))
         for part in parts:
             _update_part(*part, group, noise)
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hone.job import Launch
-from hone.plan.memory import BUCKET, LIVE
+from hone.plan.memory import MAX_LIVE_PARAMETERS, REDUCE_BUCKET_SIZE
 from hone.run import TrainerExit
 from hone_trainer.failure import RunFailed
 
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 STAGES = {"zero2": 2, "zero3": 3}
-
-
-def is_sharded(launch: Launch) -> bool:
-    """Whether DeepSpeed runs this launch."""
-    return launch.strategy in STAGES
 
 
 def splits_weights(launch: Launch) -> bool:
@@ -54,8 +49,9 @@ def configuration(launch: Launch) -> dict[str, Any]:
             # Without it full fine-tuning under stage 3 saves no weights at all.
             "stage3_gather_16bit_weights_on_model_save": True,
             "overlap_comm": launch.device == "cuda",
-            "reduce_bucket_size": BUCKET,  # DeepSpeed's own is ten times as much: 2 GB on every GPU under stage 2
-            "stage3_max_live_parameters": LIVE,
+            # DeepSpeed's own is ten times as much: 2 GB on every GPU under stage 2.
+            "reduce_bucket_size": REDUCE_BUCKET_SIZE,
+            "stage3_max_live_parameters": MAX_LIVE_PARAMETERS,
             # Weights of fewer numbers stay whole: DeepSpeed's default, and for the small models of CPUs norms only.
             "stage3_param_persistence_threshold": 100_000 if launch.device == "cuda" else 1000,
         },
@@ -69,9 +65,9 @@ def check(launch: Launch, accelerator: Any) -> None:
 
     if launch.world_size != accelerator.num_processes:
         raise _wrong(f"has {accelerator.num_processes} processes", launch)
-    if is_sharded(launch) != (accelerator.distributed_type == DistributedType.DEEPSPEED):
+    if launch.is_sharded != (accelerator.distributed_type == DistributedType.DEEPSPEED):
         raise _wrong(f"runs as {accelerator.distributed_type.value}", launch)
-    if is_sharded(launch) and (stage := accelerator.state.deepspeed_plugin.zero_stage) != STAGES[launch.strategy]:
+    if launch.is_sharded and (stage := accelerator.state.deepspeed_plugin.zero_stage) != STAGES[launch.strategy]:
         raise _wrong(f"runs ZeRO stage {stage}", launch)
 
 

@@ -31,7 +31,7 @@ def join(launch: Launch, directory: RunDirectory, *, timeout_s: float = RENDEZVO
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != launch.world_size:
         raise _wrong(f"{started} processes were started", launch)
-    if sharding.is_sharded(launch):
+    if launch.is_sharded:
         sharding.announce(launch)
     from accelerate import PartialState
     from accelerate.utils import DistributedType

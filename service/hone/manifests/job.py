@@ -59,7 +59,7 @@ def render_job(run: Run, plan: Plan, cluster: Cluster, *, managed: bool) -> dict
     }
 
 
-def check(run: Run, plan: Plan, *, managed: bool) -> None:
+def check_renderable(run: Run, plan: Plan, *, managed: bool) -> None:
     """What render_job would raise. A short request is not written as YAML for it, which takes longer than the rest."""
     _check_name(job_name(run, managed=managed), plan.launch.nodes)
     if MOST_YAML * len(run.spec.model_dump_json().encode()) + REST_BYTES > names.MAX_SPEC_BYTES:

@@ -9,7 +9,7 @@ from hone.checkpoints import MAX_RESUME_POINTS
 from hone.cluster import Cluster
 from hone.errors import InvalidRequest, Violation
 from hone.job import Plan
-from hone.manifests.job import check
+from hone.manifests.job import check_renderable
 from hone.run import ResumePoint, Run
 from hone.spec import JobSpec
 from hone.spec.rewards import forbidden_functions
@@ -26,7 +26,17 @@ def refuse(spec: JobSpec, plan: Plan, cluster: Cluster) -> None:
     found = [*_files(spec, cluster), *_labels(spec, cluster), *_gpus(plan, cluster)]
     if not cluster.python_rewards:
         found += forbidden_functions(spec)
-    longest = Run(
+    try:
+        check_renderable(longest_run(spec, plan, cluster), plan, managed=True)
+    except InvalidRequest as error:
+        found += error.violations
+    if found:
+        raise InvalidRequest(found)
+
+
+def longest_run(spec: JobSpec, plan: Plan, cluster: Cluster) -> Run:
+    """An attempt whose names are as long as can be, after as many checkpoints as it may go on from."""
+    return Run(
         namespace="x" * 63,
         job=MAX_ID,
         attempt=999,
@@ -37,12 +47,6 @@ def refuse(spec: JobSpec, plan: Plan, cluster: Cluster) -> None:
         inputs={},
         resume=(_POINT,) * MAX_RESUME_POINTS,
     )
-    try:
-        check(longest, plan, managed=True)
-    except InvalidRequest as error:
-        found += error.violations
-    if found:
-        raise InvalidRequest(found)
 
 
 def _files(spec: JobSpec, cluster: Cluster) -> Iterator[Violation]:

@@ -73,7 +73,7 @@ def activations(load: Workload, launch: Launch) -> list[MemoryItem]:
     return items
 
 
-def of_the_backward_pass(load: Workload, launch: Launch) -> MemoryItem:
+def backward_pass(load: Workload, launch: Launch) -> MemoryItem:
     """What the backward pass of the last layer makes before what it kept is gone, or its forward pass before all of it
     is there: gradients at an MLP, at experts, at a norm that computes in fp32, at attention that keeps scores."""
     shape, widths = load.shape, _Widths.of(load, launch)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 from hone.job import Launch, MemoryItem
-from hone.plan.activations import activations, of_the_backward_pass
+from hone.plan.activations import activations, backward_pass
 from hone.plan.coefficients import SHIPPED, Coefficients
 from hone.plan.workload import Workload
 from hone.spec import JobSpec
@@ -24,10 +24,10 @@ HOST_PROCESS_BYTES = GIB
 1,050 MiB at its peak with the demo's data, one row a step and one in an evaluation."""
 NCCL_BYTES = int(0.4 * GIB)
 """Buffers of NCCL's communicator. Not measured: none of our machines had two GPUs."""
-BUCKET, LIVE = 50_000_000, 1_000_000_000
+REDUCE_BUCKET_SIZE, MAX_LIVE_PARAMETERS = 50_000_000, 1_000_000_000
 """Numbers in DeepSpeed's bucket of gradients, and of gathered weights that it keeps under ZeRO-3; the trainer's
 sharding.py sets both."""
-UPDATE, UPDATE_BYTES = 1 << 23, 36
+UPDATED_AT_ONCE, UPDATE_BYTES = 1 << 23, 36
 """Weights that adamw_bf16_sr updates at once, and what each takes in fp32 for a moment. Whole, the embedding of Llama 3
 would take 9 GiB. The trainer's optimizers.py updates by it."""
 MERGE_TOKENS = 256
@@ -87,9 +87,8 @@ def _training(load: Workload, launch: Launch) -> list[MemoryItem]:
 def _state(load: Workload, launch: Launch) -> list[MemoryItem]:
     """What is there between two steps: weights, optimizer."""
     t = load.trained
-    splits = _splits_states(launch)
     whole = launch.world_size if launch.strategy == "zero3" else 1
-    split = launch.world_size if splits else 1
+    split = launch.world_size if launch.is_sharded else 1
     items = [*_weights(load, launch, whole)]
     if load.reward_models:
         size = load.reward_models * load.shape.parameters * _width(launch)
@@ -103,7 +102,7 @@ def _state(load: Workload, launch: Launch) -> list[MemoryItem]:
         if launch.precision == "bf16":
             items.append(_item("bf16 copies", 2 * t / whole, f"t × 2 B / {whole} (autocast's copies of the adapter)"))
     states, text = STATES.get(load.optimizer, ADAMW)
-    master = 4 if splits and not load.adapted and launch.precision == "bf16" else 0
+    master = 4 if launch.is_sharded and not load.adapted and launch.precision == "bf16" else 0
     formula = f"t × {text}{' + 4 B (fp32 master)' if master else ''} / {split}"
     items.append(_item("optimizer", (states + master) * t / split, formula))
     return items
@@ -116,15 +115,15 @@ def _gradients(load: Workload, launch: Launch, step: list[MemoryItem]) -> list[M
     ends: then there are all gradients, the first layer, and the embedding's gradient again where the head has it too.
     """
     t, during = load.trained, sum(item.size_bytes for item in step)
-    split = launch.world_size if _splits_states(launch) else 1
+    split = launch.world_size if launch.is_sharded else 1
     width = 2 if load.optimizer == "adamw_bf16_sr" else 4
     size, text = width * t / split, f"t × {width} B / {split}"
     if not (load.adapted or split > 1 or load.generated_tokens or launch.gradient_accumulation_steps > 1):
         layers = sum(item.size_bytes for item in step if item.name not in ("layer inputs", "logits", "backward"))
         first = layers if launch.activation_checkpointing else layers / load.shape.num_layers
-        first += of_the_backward_pass(load, launch).size_bytes
+        first += backward_pass(load, launch).size_bytes
         embedding = width * load.shape.vocab_size * load.shape.hidden_size
-        update = UPDATE_BYTES * min(t, UPDATE) if load.optimizer == "adamw_bf16_sr" else 0
+        update = UPDATE_BYTES * min(t, UPDATED_AT_ONCE) if load.optimizer == "adamw_bf16_sr" else 0
         end = size + max(first + embedding * load.shape.tied_embeddings, update)
         size = max(embedding, end - during)
         text = f"of {text} what comes before activations are gone (one micro-batch a step)"
@@ -136,18 +135,15 @@ def _gradients(load: Workload, launch: Launch, step: list[MemoryItem]) -> list[M
 
 def _communication(load: Workload, launch: Launch, width: int) -> MemoryItem:
     """PyTorch's DDP copies every gradient into buckets; DeepSpeed has one bucket, or two that take turns (stage 2)."""
-    if _splits_states(launch):
-        count = 2 if launch.strategy == "zero2" else 1
-        size, text = count * BUCKET * _width(launch), f"{count} × {BUCKET:,} × {_width(launch)} B (buckets)"
+    if launch.is_sharded:
+        count, width = (2 if launch.strategy == "zero2" else 1), _width(launch)
+        size = count * REDUCE_BUCKET_SIZE * width
+        text = f"{count} × {REDUCE_BUCKET_SIZE:,} × {width} B (buckets)"
     else:
         size, text = width * load.trained, f"t × {width} B (buckets)"
     if launch.device == "cuda":
         size, text = size + NCCL_BYTES, f"{text} + {NCCL_BYTES / GIB:.1f} GiB (NCCL)"
     return _item("communication", size, text)
-
-
-def _splits_states(launch: Launch) -> bool:
-    return launch.strategy in ("zero2", "zero3")
 
 
 def _weights(load: Workload, launch: Launch, whole: int) -> list[MemoryItem]:
@@ -161,7 +157,7 @@ def _weights(load: Workload, launch: Launch, whole: int) -> list[MemoryItem]:
                   f"({shape.quantizable_weights:,} × {NF4_BYTES:.5f} B + {dense:,} × {width} B) / {whole}"),
             _item("dequantization", largest * width, f"largest layer in 4 bits, {largest:,} × {width} B"),
         ]  # fmt: skip
-    if load.adapted or _splits_states(launch):
+    if load.adapted or launch.is_sharded:
         items = [_item("weights", parameters * width / whole, f"P × {width} B / {whole}, P = {parameters:,}")]
     elif load.optimizer == "adamw_bf16_sr":
         items = [_item("weights", parameters * 2, f"P × 2 B (bf16, rounded stochastically), P = {parameters:,}")]
@@ -171,8 +167,9 @@ def _weights(load: Workload, launch: Launch, whole: int) -> list[MemoryItem]:
             items.append(_item("bf16 copies", parameters * 2, "P × 2 B (autocast's copies of the weights)"))
     if whole > 1:
         layer = shape.parameters_of("attention", "mlp", "experts", "norm") // shape.num_layers
-        live = max(2 * layer, min(parameters, LIVE))
-        text = f"{live:,} × {width} B: 2 layers of {layer:,}, or what DeepSpeed keeps for reuse (up to {LIVE:,})"
+        live = max(2 * layer, min(parameters, MAX_LIVE_PARAMETERS))
+        most = f"{MAX_LIVE_PARAMETERS:,}"
+        text = f"{live:,} × {width} B: 2 layers of {layer:,}, or what DeepSpeed keeps for reuse (up to {most})"
         items.append(_item("gathered layers", live * width, text))
     return items
 
@@ -197,8 +194,8 @@ def _step(load: Workload, launch: Launch) -> list[MemoryItem]:
     rows, layers = launch.micro_batch_size * load.rows_factor, shape.num_layers
     items = activations(load, launch)
     logits = None if load.scores else _logits(load, launch, launch.micro_batch_size)
-    again = launch.activation_checkpointing and not _splits_states(launch)  # what ZeRO does meanwhile was not measured
-    items += _moments(items, logits, of_the_backward_pass(load, launch), again=again)
+    again = launch.activation_checkpointing and not launch.is_sharded  # what ZeRO does meanwhile was not measured
+    items += _moments(items, logits, backward_pass(load, launch), again=again)
     if load.generated_tokens:
         answers = math.ceil(load.answers / launch.world_size) or rows
         kv = shape.num_key_value_heads * shape.head_dim
@@ -259,7 +256,7 @@ def host_memory(load: Workload, launch: Launch, spec: JobSpec, device_peak: int)
     GPU. On one H200 full fine-tuning of 1.2e9 parameters took 7.9 GiB, 4.6 of them these.
     """
     weights = load.shape.parameters * _width(launch)
-    if not load.adapted and load.optimizer != "adamw_bf16_sr" and not _splits_states(launch):
+    if not load.adapted and load.optimizer != "adamw_bf16_sr" and not launch.is_sharded:
         weights = 4 * load.shape.parameters * launch.processes_per_node
     merging = sum(item.size_bytes for item in _merging(load)) if spec.output.merged else 0
     if launch.device == "cpu":
@@ -288,7 +285,7 @@ def disk(load: Workload, launch: Launch, spec: JobSpec, outputs: Mapping[str, in
     fetched = 0 if spec.model.source.startswith("file://") else _files(load)
     weights: float = 2 if load.optimizer == "adamw_bf16_sr" else 4
     states: float = STATES.get(load.optimizer, ADAMW)[0]
-    if _splits_states(launch):
+    if launch.is_sharded:
         states /= launch.nodes
     if launch.strategy == "zero3":
         weights /= launch.nodes

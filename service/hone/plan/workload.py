@@ -54,5 +54,5 @@ class Workload:
 
     def trains_in_fp32(self, launch: Launch) -> bool:
         """Whether weights are fp32, and what autocast does not cast is, too."""
-        is_cast = self.lora is None and launch.strategy not in ("zero2", "zero3") and self.optimizer != "adamw_bf16_sr"
+        is_cast = self.lora is None and not launch.is_sharded and self.optimizer != "adamw_bf16_sr"
         return launch.precision == "fp32" or is_cast

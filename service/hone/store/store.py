@@ -28,7 +28,7 @@ from sqlalchemy.exc import IntegrityError
 
 from hone.crash import crash_point
 from hone.errors import AlreadyExists, HoneError, NotFound, RequestIdReused
-from hone.job import Event, EventType, Job, State
+from hone.job import Attempt, Event, EventType, Job, State
 from hone.store.change import Change
 from hone.store.database import Database, insert_rows
 from hone.store.lease import TTL_S, Fence, Lease
@@ -158,7 +158,7 @@ class Store:
             if row is None:
                 raise _no_job(namespace, job_id)
             found = connection.execute(_ATTEMPTS, {"b_uid": row.uid}).all()
-            job = to_job(row, tuple(to_attempt(attempt) for attempt in found), like=self._kept.get(row.uid))
+            job = self._job(row, [to_attempt(attempt) for attempt in found])
             change = Change(job, last_seqs={attempt.number: attempt.last_seq for attempt in found}, now=now)
             yield change
             if change.is_needed:
@@ -178,7 +178,7 @@ class Store:
             row = connection.execute(_LOCKED_JOB, {"b_namespace": namespace, "b_id": job_id}).first()
             if row is None:
                 return
-            job, uid = to_job(row, ()), row.uid
+            job, uid = self._job(row, ()), row.uid
             for table in (events, attempt_logs, attempts, job_labels):
                 connection.execute(delete(table).where(table.c.job_uid == uid))
             old = request_ids.c.create_time < to_us(now - REQUEST_IDS_KEPT)
@@ -398,7 +398,10 @@ class Store:
         found: dict[str, list[Any]] = {uid: [] for uid in uids}
         for attempt in connection.execute(query) if uids else ():
             found[attempt.job_uid].append(to_attempt(attempt))
-        return [to_job(row, tuple(found[row.uid])) for row in rows]
+        return [self._job(row, found[row.uid]) for row in rows]
+
+    def _job(self, row: Any, made: Sequence[Attempt]) -> Job:
+        return to_job(row, tuple(made), like=self._kept.get(row.uid))
 
     def _write(self, connection: Connection, change: Change) -> None:
         job = change.written
